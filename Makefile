@@ -1,0 +1,56 @@
+# `make demo` and `make test` do all the set-up by themselves: a virtual environment in .venv, the package and its
+# dependencies in it. The second time they find it there.
+#
+#   make test PYTHON=python3.12          another interpreter (3.10 or newer), when .venv does not exist yet
+#   make test PIP_FLAGS="--no-index …"   extra options for pip install
+#   make test ARGS="tests/test_images.py -x"   extra arguments for the command of the target
+
+PYTHON ?= python3
+PIP_FLAGS ?=
+ARGS ?=
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test test-slow lint style bench train build clean
+
+help: ## this list
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 20
+
+demo: $(READY) ## generate with the bundled models: unguided, guided, best of N; table and picture in out/demo
+	$(BIN)/iqguide demo --out out/demo $(ARGS)
+
+test: $(READY) ## the test suite (IQGUIDE_DATA=folder adds the tests on photographs)
+	$(BIN)/pytest $(ARGS)
+
+test-slow: $(READY) ## the tests that take long or need real weights
+	$(BIN)/pytest -m slow $(ARGS)
+
+lint: $(READY) ## ruff check and format, changing nothing
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+style: $(READY) ## ruff check and format, mending what can be mended
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+setup: $(READY) ## only the set-up
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { \
+		echo "iqguide needs Python 3.10 or newer; '$(PYTHON)' is $$($(PYTHON) --version 2>&1)." \
+		"Choose another one: make $(or $(MAKECMDGOALS),setup) PYTHON=python3.12" >&2; exit 1; }
+	@$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); \
+		echo "'$(PYTHON) -m venv' failed; on Debian and Ubuntu install the package python3-venv." >&2; exit 1; }
+
+$(READY): pyproject.toml | $(BIN)/python
+	@echo "Installing iqguide and its dependencies into $(VENV) (the first time this takes minutes) ..."
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_FLAGS) --editable ".[dev]"
+	@touch $@
+
+build: $(READY) ## wheel and source archive in dist/
+	$(BIN)/python -m build
+
+clean: ## remove what the other targets made, .venv too
+	rm -rf $(VENV) build dist out *.egg-info .pytest_cache .ruff_cache

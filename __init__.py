@@ -1,0 +1,58 @@
+"""Image-quality guidance: score images, pick the best, and steer diffusion sampling by the score.
+
+The public names load on first use, so that `import iqguide` (and `iqguide --help`) does not import torch.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "FullReference": ".rewards",
+    "ModelSpec": ".models",
+    "Ranking": ".rerank",
+    "Reward": ".rewards",
+    "RewardGuidance": ".guidance",
+    "WeightedSum": ".rewards",
+    "best_of_n": ".guidance.search",
+    "create_model": ".models",
+    "list_models": ".models",
+    "load_images": ".images",
+    "rank": ".rerank",
+}
+
+__all__ = [  # noqa: RUF022 - in the order in which a reader meets them
+    "create_model",
+    "list_models",
+    "ModelSpec",
+    "load_images",
+    "rank",
+    "Ranking",
+    "best_of_n",
+    "Reward",
+    "WeightedSum",
+    "FullReference",
+    "RewardGuidance",
+]
+
+if TYPE_CHECKING:
+    from .guidance import RewardGuidance
+    from .guidance.search import best_of_n
+    from .images import load_images
+    from .models import ModelSpec, create_model, list_models
+    from .rerank import Ranking, rank
+    from .rewards import FullReference, Reward, WeightedSum
+
+
+def __getattr__(name: str) -> Any:
+    """Import the module that holds a public name when the name is first used (PEP 562)."""
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(_HOMES[name], __name__), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
