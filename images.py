@@ -1,0 +1,300 @@
+"""Pictures in and out: path | PIL | numpy | tensor  <->  (N, 3, H, W) float32 RGB in [0, 1].
+
+What happens to unusual pictures, always the same way:
+
+* EXIF orientation is applied; of an animation the first frame is taken; colour profiles (ICC) are not applied.
+* Grey, palette, 1-bit and CMYK pictures become RGB; 16-bit grey keeps its precision (divided by 65535).
+* Transparent pictures are laid over white.
+* Everything that cannot be read for sure (truncated, not a picture, ambiguous range, NaN) is an `ImageError`.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image, ImageOps, PngImagePlugin
+from torch import Tensor
+
+MIN_SIDE = 32
+"""Shortest side in pixels that `load_images` accepts: below it no quality model has anything to look at."""
+
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".jp2", ".avif", ".ppm", ".pgm")
+"""Endings (lower case) of the files that are taken from a folder."""
+
+RANGE_TOLERANCE = 1e-4
+"""How far outside [0, 1] rounding may put a value before it is an error."""
+
+
+class ImageError(ValueError):
+    """A picture that cannot be read, or whose values or shape do not fit; one sentence with the way out."""
+
+
+def load_images(*paths: str | os.PathLike, size: int | None = None) -> Tensor:
+    """Read picture files into one batch.
+
+    Args:
+        paths: one or more files of one size (or of one shape after `size`).
+        size: short side in pixels that every picture is resized to (up or down, antialiased); None keeps the size.
+
+    Returns:
+        (N, 3, H, W) float32 in [0, 1], on the CPU.
+
+    Raises:
+        ImageError: a file is truncated, is no picture, is smaller than `MIN_SIDE`, or the sizes differ.
+        FileNotFoundError: there is no such file.
+    """
+    if not paths:
+        raise ImageError("got no paths; expected at least one picture file.")
+    images = [_load(path, size) for path in paths]
+    for path, image in zip(paths, images, strict=True):
+        if image.shape != images[0].shape:
+            raise ImageError(
+                f"{os.fspath(path)} is {_size(image)} pixels and {os.fspath(paths[0])} is {_size(images[0])}; one "
+                "batch needs one size: load them one by one, or use iqguide.rank, which takes pictures of any sizes."
+            )
+    return torch.cat(images)
+
+
+def _load(path: str | os.PathLike, size: int | None) -> Tensor:
+    image = to_tensor(path)
+    if min(image.shape[-2:]) < MIN_SIDE:
+        raise ImageError(
+            f"{os.fspath(path)} is {_size(image)} pixels; a quality score needs at least {MIN_SIDE} on the short side."
+        )
+    return image if size is None else resize_short_side(image, size)
+
+
+def to_tensor(image: str | os.PathLike | Image.Image | np.ndarray | Tensor) -> Tensor:
+    """Convert one picture, or a batch that is a tensor or an array, to the package's layout.
+
+    Args:
+        image: a path; a PIL picture of any mode; an array (H, W), (H, W, C) or (N, H, W, C) with C in {1, 3, 4}, uint8,
+            uint16 or floating in [0, 1]; or a floating tensor (N, 3, H, W) in [0, 1].
+
+    Returns:
+        (N, 3, H, W) float32 in [0, 1]. A tensor stays on its device and keeps its gradient; a float32 tensor is
+        returned as it is. Everything else arrives on the CPU.
+
+    Raises:
+        ImageError: the picture cannot be read, or has a wrong shape, dtype or range; says what to do.
+        FileNotFoundError: there is no such file.
+        TypeError: `image` is none of these types.
+    """
+    if isinstance(image, Tensor):
+        check_images(image)
+        return image.float()
+    if isinstance(image, np.ndarray):
+        return _from_array(image, "array")
+    if isinstance(image, Image.Image):
+        return _from_array(_decode(image, f"{image.mode} picture"), f"{image.mode} picture")
+    if isinstance(image, (str, os.PathLike)):
+        return _from_path(os.fspath(image))
+    raise TypeError(f"got {type(image).__name__}; expected a path, a PIL picture, a numpy array or a tensor.")
+
+
+def check_images(images: Tensor, name: str = "images") -> None:
+    """Raise `ImageError` unless `images` is a floating (N, 3, H, W) tensor with finite values in [0, 1].
+
+    Reads the values, so on an accelerator it waits for the device: for the edges of the package, not for inner loops.
+
+    Args:
+        images: what to check; any device.
+        name: how the message calls it.
+
+    Raises:
+        ImageError: wrong shape, dtype or range, or NaN or infinite values.
+    """
+    shape = tuple(images.shape)
+    expected = f"{name} have shape {shape}; expected (N, 3, H, W)."
+    if images.ndim == 3 and shape[0] == 3:
+        raise ImageError(f"{expected} Add a batch dimension: {name}[None].")
+    if images.ndim == 4 and shape[1] != 3 and shape[3] == 3:
+        raise ImageError(f"{expected} Move the channels first: {name}.movedim(-1, 1).")
+    if images.ndim != 4 or shape[1] != 3 or 0 in shape:
+        raise ImageError(f"{expected} Give a non-empty batch of RGB pictures.")
+    if not images.is_floating_point():
+        hint = f"Divide by 255: {name}.float() / 255." if images.dtype == torch.uint8 else f"Convert: {name}.float()."
+        raise ImageError(f"{name} have dtype {images.dtype}; expected floating values in [0, 1]. {hint}")
+    low, high = images.detach().aminmax()
+    low, high = float(low), float(high)
+    if not np.isfinite([low, high]).all():
+        raise ImageError(f"{name} hold NaN or infinite values; expected finite values in [0, 1]: check what made them.")
+    if low < -RANGE_TOLERANCE or high > 1 + RANGE_TOLERANCE:
+        hint = f"{name} / 2 + 0.5 if they are in [-1, 1]" if high <= 1.5 else f"{name} / 255 if they are bytes"
+        raise ImageError(f"{name} hold values from {low:.4g} to {high:.4g}; expected [0, 1]. Use {hint}.")
+
+
+def resize_short_side(images: Tensor, size: int, *, enlarge: bool = True) -> Tensor:
+    """Resize so that the short side is `size` pixels, keeping the proportions (antialiased bicubic, clamped to [0, 1]).
+
+    Args:
+        images: (N, 3, H, W) floating in [0, 1].
+        size: the short side, pixels.
+        enlarge: False returns smaller pictures as they are.
+
+    Returns:
+        (N, 3, H', W') of the same dtype and device, differentiable; the same object when there is nothing to do.
+
+    Raises:
+        ImageError: `size` is not positive.
+    """
+    if size < 1:
+        raise ImageError(f"size is {size}; expected a positive number of pixels for the short side.")
+    height, width = images.shape[-2:]
+    short = min(height, width)
+    if short == size or (short < size and not enlarge):
+        return images
+    target = tuple(max(1, round(side * size / short)) for side in (height, width))
+    resized = F.interpolate(images.float(), size=target, mode="bicubic", align_corners=False, antialias=True)
+    return resized.clamp(0, 1).to(images.dtype)
+
+
+def to_pil(image: Tensor) -> Image.Image:
+    """One picture as an 8-bit RGB PIL picture, rounded to the nearest level.
+
+    Args:
+        image: (3, H, W) or (1, 3, H, W), floating in [0, 1], any device.
+
+    Returns:
+        The PIL picture.
+
+    Raises:
+        ImageError: wrong shape, dtype or range, or more than one picture.
+    """
+    batch = image[None] if image.ndim == 3 else image
+    check_images(batch, "image")
+    if len(batch) != 1:
+        raise ImageError(f"got {len(batch)} pictures; expected one: [to_pil(image) for image in images].")
+    levels = (batch[0].detach().float().clamp(0, 1) * 255).round().to(torch.uint8)
+    return Image.fromarray(levels.permute(1, 2, 0).contiguous().cpu().numpy())
+
+
+def save_image(image: Tensor | Image.Image, path: str | os.PathLike, metadata: Mapping[str, str] | None = None) -> None:
+    """Write one picture; the file appears complete or not at all, and replaces an older one in one step.
+
+    Args:
+        image: a PIL picture, or a tensor (3, H, W) or (1, 3, H, W) in [0, 1].
+        path: where to; the ending chooses the format; the folder must exist.
+        metadata: text fields (keyword -> text), written into a PNG.
+
+    Raises:
+        ImageError: the ending is no known format, or there is metadata for a format other than PNG.
+        OSError: the file cannot be written (disk full, no permission, no such folder); nothing is left behind.
+    """
+    path = Path(path)
+    image = to_pil(image) if isinstance(image, Tensor) else image
+    kind = Image.registered_extensions().get(path.suffix.lower())
+    if kind not in Image.SAVE:
+        raise ImageError(f"{path} ends in '{path.suffix}'; expected a format that can be written, such as .png.")
+    options = {}
+    if metadata:
+        if kind != "PNG":
+            raise ImageError(f"{path} is no PNG; metadata is written into PNG files only: name it {path.stem}.png.")
+        options["pnginfo"] = PngImagePlugin.PngInfo()
+        for key, text in metadata.items():
+            options["pnginfo"].add_itxt(key, text)
+    encoded = io.BytesIO()
+    image.save(encoded, format=kind, **options)
+    atomic_write(path, encoded.getvalue())
+
+
+def atomic_write(path: str | os.PathLike, content: bytes) -> None:
+    """Write a file that appears complete or not at all: to a temporary file beside it, then moved there.
+
+    Args:
+        path: where the file shall be; an existing file is replaced.
+        content: all of it.
+
+    Raises:
+        OSError: with the path and the way out in its text; the temporary file is gone and `path` is as it was.
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        temporary.write_bytes(content)
+        os.replace(temporary, path)
+    except OSError as error:
+        message = f"cannot write {path}: {error.strerror}; free some space or choose another folder."
+        raise OSError(error.errno, message) from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _from_path(path: str) -> Tensor:
+    # Pillow only warns between one and two times its limit; such a picture takes gigabytes as float32.
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        try:
+            with Image.open(path) as image:
+                pixels = _decode(image, path)
+        except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+            raise ImageError(
+                f"{path} has more than {Image.MAX_IMAGE_PIXELS} pixels; reduce it first, or raise "
+                "PIL.Image.MAX_IMAGE_PIXELS if you trust it."
+            ) from error
+        except Image.UnidentifiedImageError as error:
+            raise ImageError(f"{path} is not a picture that Pillow can read; check the file.") from error
+        except SyntaxError as error:  # Pillow's word for a damaged header
+            raise ImageError(f"{path} is damaged ({error}); get the file again.") from error
+    return _from_array(pixels, path)
+
+
+def _decode(image: Image.Image, name: str) -> np.ndarray:
+    """PIL picture -> array (H, W) or (H, W, 3): uint8, uint16 or float32."""
+    kind = image.format  # lost by exif_transpose
+    try:
+        image.load()
+        image = ImageOps.exif_transpose(image)
+        if image.mode.startswith("I;16"):
+            return np.asarray(image).astype(np.uint16)
+        if image.mode == "I" and kind == "PNG":  # how older Pillow versions open 16-bit grey
+            return np.asarray(image).astype(np.uint16)
+        if image.mode == "F":
+            return np.asarray(image)
+        if image.mode != "I":
+            return np.asarray(_over_white(image))
+    except Exception as error:  # damaged data makes Pillow's decoders raise almost any type
+        raise ImageError(
+            f"{name} cannot be decoded ({error}); it is truncated or damaged: get the file again."
+        ) from error
+    raise ImageError(f"{name} holds 32-bit integers of unknown range; save it with 8 or 16 bits.")
+
+
+def _over_white(image: Image.Image) -> Image.Image:
+    if image.mode in ("La", "RGBa"):  # premultiplied
+        image = image.convert({"La": "LA", "RGBa": "RGBA"}[image.mode])
+    if "A" not in image.getbands() and "transparency" not in image.info:
+        return image.convert("RGB")
+    image = image.convert("RGBA")
+    return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+
+
+def _from_array(pixels: np.ndarray, name: str) -> Tensor:
+    if pixels.ndim == 2:
+        pixels = pixels[:, :, None]
+    batch = pixels[None] if pixels.ndim == 3 else pixels
+    if batch.ndim != 4 or batch.shape[-1] not in (1, 3, 4) or batch.size == 0:
+        raise ImageError(
+            f"{name} has shape {pixels.shape}; expected (H, W), (H, W, C) or (N, H, W, C), C of 1, 3 or 4."
+        )
+    if batch.dtype in (np.uint8, np.uint16):
+        batch = batch / np.float32(np.iinfo(batch.dtype).max)
+    elif not np.issubdtype(batch.dtype, np.floating):
+        raise ImageError(f"{name} has dtype {batch.dtype}; expected uint8, uint16 or floating values in [0, 1].")
+    images = torch.from_numpy(np.ascontiguousarray(batch, dtype=np.float32)).permute(0, 3, 1, 2)
+    if images.shape[1] == 4:
+        images = images[:, :3] * images[:, 3:] + (1 - images[:, 3:])
+    images = images.expand(-1, 3, -1, -1).contiguous()
+    check_images(images, name)
+    return images
+
+
+def _size(image: Tensor) -> str:
+    return f"{image.shape[-1]}x{image.shape[-2]}"
