@@ -1,0 +1,170 @@
+"""Who may import whom. Edit the table deliberately: it is the architecture."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGES = ("models", "guidance", "nodes", "training")
+
+# layer: (parts of the package it may import, other packages it may import)
+# A layer is a module of the root, a sub-package, or one file of a sub-package that has rules of its own.
+TABLE = {
+    "images": (set(), {"torch", "numpy", "PIL"}),
+    "rewards": ({"images"}, {"torch"}),
+    "rerank": ({"images", "rewards"}, {"torch", "numpy", "PIL", "tqdm"}),
+    "models": (set(), {"torch", "numpy", "safetensors", "huggingface_hub", "open_clip", "timm", "transformers", "tqdm"}),
+    "guidance": ({"images", "rewards", "rerank"}, {"torch", "numpy", "tqdm"}),
+    "guidance.diffusers": ({"guidance"}, {"torch", "diffusers"}),
+    "guidance.comfy": ({"guidance"}, {"torch", "comfy", "comfy_api", "folder_paths"}),
+    "nodes": (
+        {"images", "rewards", "rerank", "models", "guidance", "guidance.comfy"},
+        {"torch", "comfy", "comfy_api", "folder_paths", "server"},
+    ),
+    "training": (
+        {"images", "models"},
+        {"torch", "numpy", "PIL", "scipy", "safetensors", "accelerate", "tqdm"},
+    ),
+    "cli": (
+        {"images", "rewards", "rerank", "models", "guidance", "guidance.diffusers", ""},
+        {"torch", "numpy", "PIL", "diffusers", "tqdm", "accelerate", "transformers", "open_clip", "safetensors"},
+    ),
+    "": ({"images", "rewards", "rerank", "models", "guidance", "nodes"}, set()),
+}
+HEAVY = {"torch", "diffusers", "accelerate", "transformers", "open_clip", "timm", "comfy", "numpy", "PIL", "scipy"}
+
+
+def package_files() -> list[Path]:
+    files = [*ROOT.glob("*.py")]
+    for package in PACKAGES:
+        files += (ROOT / package).rglob("*.py")
+    return sorted(files)
+
+
+def module_of(path: Path) -> str:
+    """guidance/diffusers.py -> guidance.diffusers; guidance/__init__.py -> guidance; __init__.py -> ''."""
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def layer_of(module: str) -> str:
+    return module if module in TABLE else module.split(".")[0]
+
+
+def is_module(name: str) -> bool:
+    path = ROOT.joinpath(*name.split("."))
+    return path.with_suffix(".py").is_file() or (path / "__init__.py").is_file()
+
+
+def imports_of(path: Path, source: str | None = None) -> list[tuple[str, bool]]:
+    """(imported name, whether it is part of the package) of every import statement, at any depth."""
+    found = []
+    folder = module_of(path.parent / "__init__.py").split(".") if path.parent != ROOT else []
+    for node in ast.walk(ast.parse(path.read_text("utf-8") if source is None else source)):
+        if isinstance(node, ast.Import):
+            found += [(alias.name, False) for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.level == 0:
+            found.append((node.module, False))
+        elif isinstance(node, ast.ImportFrom):
+            base = folder[: len(folder) - (node.level - 1)] + (node.module.split(".") if node.module else [])
+            for alias in node.names:  # `from . import x` names a module, `from .x import y` names y in module x
+                whole = ".".join([*base, alias.name])
+                found.append((whole if is_module(whole) else ".".join(base), True))
+    return found
+
+
+def violations(path: Path, source: str | None = None) -> list[str]:
+    layer = layer_of(module_of(path))
+    ours, others = TABLE[layer]
+    wrong = []
+    for name, inside in imports_of(path, source):
+        if inside:
+            target = layer_of(name)
+            if target not in {layer, *ours}:
+                wrong.append(f"{path.relative_to(ROOT)} imports {name or 'the root'}; {layer!r} may import {sorted(ours)}")
+        elif name.split(".")[0] == "iqguide":
+            wrong.append(f"{path.relative_to(ROOT)} imports {name}; use a relative import")
+        elif name.split(".")[0] not in {*sys.stdlib_module_names, *others}:
+            wrong.append(f"{path.relative_to(ROOT)} imports {name}; {layer!r} may import {sorted(others)}")
+    return wrong
+
+
+def test_imports_follow_the_table():
+    assert [line for path in package_files() for line in violations(path)] == []
+
+
+def test_every_module_has_a_row():
+    assert {layer_of(module_of(path)) for path in package_files()} <= set(TABLE)
+
+
+@pytest.mark.parametrize(
+    ("path", "source"),
+    [
+        ("guidance/gradient.py", "from ..models import create_model"),
+        ("guidance/gradient.py", "def f():\n    import diffusers.schedulers"),
+        ("guidance/gradient.py", "from .diffusers import guided"),
+        ("models/tiny.py", "from ..guidance import RewardGuidance"),
+        ("models/tiny.py", "from .. import cli"),
+        ("models/tiny.py", "import iqguide"),
+        ("images.py", "from torchvision.io import read_image"),
+        ("rerank.py", "from .models import create_model"),
+        ("training/finetune.py", "from ..guidance import RewardGuidance"),
+    ],
+)
+def test_the_reader_sees_what_the_table_forbids(path, source):
+    assert violations(ROOT / path, source) != []
+
+
+@pytest.mark.parametrize(
+    ("path", "source"),
+    [
+        ("guidance/gradient.py", "import math\nimport torch\nfrom .schedule import window\nfrom ..rerank import Ranking"),
+        ("guidance/diffusers.py", "import diffusers\nfrom . import RewardGuidance\nfrom .gradient import reward_gradient"),
+        ("models/tiny.py", "from .weights import load_weights\nfrom torch import nn"),
+        ("cli.py", "from . import __version__\nfrom .images import load_images"),
+    ],
+)
+def test_the_reader_allows_what_the_table_allows(path, source):
+    assert violations(ROOT / path, source) == []
+
+
+def run_python(code: str, cwd: Path) -> str:
+    done = subprocess.run([sys.executable, "-c", code], cwd=cwd, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+@pytest.mark.parametrize("statement", ["import iqguide", "import iqguide.cli"])
+def test_import_is_light(statement, tmp_path):
+    code = f"{statement}\nimport sys\nprint(*sorted({HEAVY!r} & set(sys.modules)))"
+    assert run_python(code, tmp_path) == ""
+
+
+def test_public_names_resolve(tmp_path):
+    code = "import iqguide\nfor name in iqguide.__all__: assert getattr(iqguide, name) is not None, name\nprint('ok')"
+    assert run_python(code, tmp_path) == "ok"
+
+
+def test_public_names_are_listed_once():
+    import iqguide
+
+    assert len(set(iqguide.__all__)) == len(iqguide.__all__)
+    assert set(iqguide.__all__) == set(iqguide._HOMES)
+    assert set(iqguide.__all__) <= set(dir(iqguide))
+    with pytest.raises(AttributeError, match="no_such_name"):
+        iqguide.no_such_name  # noqa: B018 - the access is the test
+
+
+def test_no_folder_hides_the_workflows_from_comfyui():
+    """ComfyUI serves the first of these folders that exists, so a second one would hide workflows/."""
+    forbidden = {"example", "examples", "workflow", "example_workflows"}
+    assert [path.name for path in ROOT.iterdir() if path.name in forbidden] == []
+
+
+def test_no_root_module_has_the_name_of_another_package():
+    """The repository root can be on sys.path, where such a module would hide the real one."""
+    names = {path.stem for path in ROOT.glob("*.py")} - {"__init__"}
+    assert names & {*sys.stdlib_module_names, *HEAVY, "comfy_api", "folder_paths", "server", "execution"} == set()
