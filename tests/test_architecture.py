@@ -16,7 +16,10 @@ TABLE = {
     "images": (set(), {"torch", "numpy", "PIL"}),
     "rewards": ({"images"}, {"torch"}),
     "rerank": ({"images", "rewards"}, {"torch", "numpy", "PIL", "tqdm"}),
-    "models": (set(), {"torch", "numpy", "safetensors", "huggingface_hub", "open_clip", "timm", "transformers", "tqdm"}),
+    "models": (
+        set(),
+        {"torch", "numpy", "safetensors", "huggingface_hub", "open_clip", "timm", "transformers", "tqdm"},
+    ),
     "guidance": ({"images", "rewards", "rerank"}, {"torch", "numpy", "tqdm"}),
     "guidance.diffusers": ({"guidance"}, {"torch", "diffusers"}),
     "guidance.comfy": ({"guidance"}, {"torch", "comfy", "comfy_api", "folder_paths"}),
@@ -84,7 +87,9 @@ def violations(path: Path, source: str | None = None) -> list[str]:
         if inside:
             target = layer_of(name)
             if target not in {layer, *ours}:
-                wrong.append(f"{path.relative_to(ROOT)} imports {name or 'the root'}; {layer!r} may import {sorted(ours)}")
+                wrong.append(
+                    f"{path.relative_to(ROOT)} imports {name or 'the root'}; {layer!r} may import {sorted(ours)}"
+                )
         elif name.split(".")[0] == "iqguide":
             wrong.append(f"{path.relative_to(ROOT)} imports {name}; use a relative import")
         elif name.split(".")[0] not in {*sys.stdlib_module_names, *others}:
@@ -121,8 +126,14 @@ def test_the_reader_sees_what_the_table_forbids(path, source):
 @pytest.mark.parametrize(
     ("path", "source"),
     [
-        ("guidance/gradient.py", "import math\nimport torch\nfrom .schedule import window\nfrom ..rerank import Ranking"),
-        ("guidance/diffusers.py", "import diffusers\nfrom . import RewardGuidance\nfrom .gradient import reward_gradient"),
+        (
+            "guidance/gradient.py",
+            "import math\nimport torch\nfrom .schedule import window\nfrom ..rerank import Ranking",
+        ),
+        (
+            "guidance/diffusers.py",
+            "import diffusers\nfrom . import RewardGuidance\nfrom .gradient import reward_gradient",
+        ),
         ("models/tiny.py", "from .weights import load_weights\nfrom torch import nn"),
         ("cli.py", "from . import __version__\nfrom .images import load_images"),
     ],
