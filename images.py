@@ -152,7 +152,8 @@ def resize_short_side(images: Tensor, size: int, *, enlarge: bool = True) -> Ten
     if short == size or (short < size and not enlarge):
         return images
     target = tuple(max(1, round(side * size / short)) for side in (height, width))
-    resized = F.interpolate(images.float(), size=target, mode="bicubic", align_corners=False, antialias=True)
+    wide = images.to(torch.promote_types(images.dtype, torch.float32))  # half precision is too coarse, or unsupported
+    resized = F.interpolate(wide, size=target, mode="bicubic", align_corners=False, antialias=True)
     return resized.clamp(0, 1).to(images.dtype)
 
 
@@ -229,11 +230,10 @@ def atomic_write(path: str | os.PathLike, content: bytes) -> None:
 
 def _from_path(path: str) -> Tensor:
     # Pillow only warns between one and two times its limit; such a picture takes gigabytes as float32.
-    with warnings.catch_warnings():
+    with open(path, "rb") as file, warnings.catch_warnings():
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         try:
-            with Image.open(path) as image:
-                pixels = _decode(image, path)
+            image = Image.open(file)
         except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
             raise ImageError(
                 f"{path} has more than {Image.MAX_IMAGE_PIXELS} pixels; reduce it first, or raise "
@@ -241,9 +241,13 @@ def _from_path(path: str) -> Tensor:
             ) from error
         except Image.UnidentifiedImageError as error:
             raise ImageError(f"{path} is not a picture that Pillow can read; check the file.") from error
-        except SyntaxError as error:  # Pillow's word for a damaged header
-            raise ImageError(f"{path} is damaged ({error}); get the file again.") from error
-    return _from_array(pixels, path)
+        except Exception as error:  # damaged headers make Pillow raise almost any type
+            raise _damaged(path, error) from error
+        return _from_array(_decode(image, path), path)
+
+
+def _damaged(name: str, error: Exception) -> ImageError:
+    return ImageError(f"{name} cannot be decoded ({error}); it is truncated or damaged: get the file again.")
 
 
 def _decode(image: Image.Image, name: str) -> np.ndarray:
@@ -260,10 +264,8 @@ def _decode(image: Image.Image, name: str) -> np.ndarray:
             return np.asarray(image)
         if image.mode != "I":
             return np.asarray(_over_white(image))
-    except Exception as error:  # damaged data makes Pillow's decoders raise almost any type
-        raise ImageError(
-            f"{name} cannot be decoded ({error}); it is truncated or damaged: get the file again."
-        ) from error
+    except Exception as error:  # and so do damaged pixels
+        raise _damaged(name, error) from error
     raise ImageError(f"{name} holds 32-bit integers of unknown range; save it with 8 or 16 bits.")
 
 

@@ -105,8 +105,8 @@ def mean_rank(*scores: Tensor) -> Tensor:
         scores: for each reward the scores (N,) of the same N candidates.
 
     Returns:
-        (N,) float32 in [0, 1], on the CPU: 1 for a candidate that every reward puts first; equal scores share the mean of
-        their positions.
+        (N,) float32 in [0, 1], on the CPU: 1 for a candidate that every reward puts first; equal scores share
+        the mean of their positions.
 
     Raises:
         ValueError: nothing given, or the lengths differ.

@@ -94,7 +94,7 @@ class Crops:
     count: int = 4
     """Crops per picture; the cost grows with it."""
     seed: int | torch.Generator = 0
-    """A number: the same places in every call, so the same picture gets the same score. A CPU generator: new ones each."""
+    """A number: the same places in every call, so a picture keeps its score. A CPU generator: new places each time."""
 
     def __call__(self, images: Tensor) -> Tensor:
         """Images (N, 3, H, W) in [0, 1] -> mean score (N,) over the crops."""
@@ -123,7 +123,7 @@ class FullReference:
         reference: (1, 3, H, W), compared with every picture, or (N, 3, H, W), compared one to one.
 
     Raises:
-        ValueError: the reference is no (N, 3, H, W) tensor; in a call, if pictures and reference differ in size or number.
+        ValueError: the reference is no (N, 3, H, W) tensor; in a call, if pictures and reference differ in shape.
     """
 
     def __init__(self, model, reference: Tensor) -> None:

@@ -1,0 +1,156 @@
+"""Combining rewards: sums are linear, crops and resizing keep the gradient, and a picture keeps its score."""
+
+import pytest
+import torch
+
+from iqguide.images import resize_short_side
+from iqguide.rewards import Crops, FullReference, Resize, Reward, WeightedSum, margin_of
+
+
+class Bounded:
+    """A reward with a margin: score = sigmoid(3 * margin)."""
+
+    def __call__(self, images):
+        return torch.sigmoid(3 * self.margin(images))
+
+    def margin(self, images):
+        return (images - 0.5).pow(3).sum((1, 2, 3)) + images[:, 0].mean((1, 2))
+
+
+def mean(images):
+    return images.mean((1, 2, 3))
+
+
+@pytest.fixture
+def images():
+    return torch.rand(3, 3, 20, 28, dtype=torch.float64)
+
+
+def psnr(images, references):
+    return -10 * torch.log10((images - references).pow(2).mean((1, 2, 3)))
+
+
+def test_weighted_sum_is_linear_in_scores_and_margins(images):
+    total = WeightedSum((Bounded(), 2.0), (mean, -0.5))
+    torch.testing.assert_close(total(images), 2 * Bounded()(images) - 0.5 * mean(images))
+    torch.testing.assert_close(total.margin(images), 2 * Bounded().margin(images) - 0.5 * mean(images))
+    assert not torch.allclose(total(images), total.margin(images))
+
+
+def test_weighted_sums_nest(images):
+    inner = WeightedSum((Bounded(), 1.0), (mean, 1.0))
+    outer = WeightedSum((inner, 3.0))
+    torch.testing.assert_close(outer.margin(images), 3 * Bounded().margin(images) + 3 * mean(images))
+
+
+@pytest.mark.parametrize("terms", [(), (mean,), ((mean, 1.0, 2.0),), (("tiny", 1.0),)])
+def test_weighted_sum_wants_pairs(terms):
+    with pytest.raises(ValueError, match=r"expected pairs: WeightedSum\(\(reward, 1.0\)"):
+        WeightedSum(*terms)
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda reward: WeightedSum((reward, 2.0), (mean, -0.5)),
+        lambda reward: Resize(reward, 12),
+        lambda reward: Resize(reward, 33),
+        lambda reward: Crops(reward, 16, count=3, seed=5),
+        lambda reward: WeightedSum((Resize(Crops(reward, 8), 12), 0.3)),
+    ],
+)
+@pytest.mark.parametrize("side", ["score", "margin"])
+def test_gradient_agrees_with_finite_differences(wrap, side):
+    # Values away from 0 and 1, where resizing clamps.
+    images = torch.rand(2, 3, 20, 22, dtype=torch.float64) * 0.4 + 0.3
+    reward = wrap(Bounded())
+    function = reward if side == "score" else margin_of(reward)
+    direction = torch.randn_like(images)
+    step = 1e-5
+    numeric = (function(images + step * direction) - function(images - step * direction)) / (2 * step)
+    leaf = images.clone().requires_grad_()
+    (gradient,) = torch.autograd.grad(function(leaf).sum(), leaf)
+    analytic = (gradient * direction).sum((1, 2, 3))
+    assert analytic.abs().min() > 1e-4
+    torch.testing.assert_close(numeric, analytic, rtol=1e-6, atol=1e-8)
+
+
+def test_resize_shows_the_short_side(images):
+    seen = []
+    Resize(lambda x: seen.append(tuple(x.shape)) or mean(x), 10)(images)
+    Resize(lambda x: seen.append(tuple(x.shape)) or mean(x), 40, enlarge=False)(images)
+    assert seen == [(3, 3, 10, 14), (3, 3, 20, 28)]
+    torch.testing.assert_close(Resize(Bounded(), 10).margin(images), Bounded().margin(resize_short_side(images, 10)))
+
+
+def test_crops_are_the_same_for_every_call_and_every_batch(images):
+    crops = Crops(Bounded(), 16, count=5, seed=1)
+    scores = crops(images)
+    torch.testing.assert_close(crops(images), scores, rtol=0, atol=0)
+    torch.testing.assert_close(torch.cat([crops(image[None]) for image in images]), scores)
+    assert not torch.allclose(Crops(Bounded(), 16, count=5, seed=2)(images), scores)
+
+
+def test_crops_from_a_generator_move_on(images):
+    def two_calls(seed):
+        crops = Crops(Bounded(), 16, count=2, seed=torch.Generator().manual_seed(seed))
+        return crops(images), crops(images)
+
+    first, second = two_calls(3)
+    assert not torch.allclose(first, second)
+    torch.testing.assert_close(torch.stack(two_calls(3)), torch.stack([first, second]), rtol=0, atol=0)
+
+
+def test_crops_are_real_crops(images):
+    """One crop of nearly full size: its mean is that of one of the places it can be at."""
+    places = [images[..., y : y + 19, x : x + 19].mean((1, 2, 3)) for y in range(2) for x in range(10)]
+    score = Crops(mean, 19, count=1, seed=4)(images)
+    assert any(torch.allclose(score, place) for place in places)
+    torch.testing.assert_close(Crops(mean, 20, count=2)(images[..., :20]), mean(images[..., :20]))
+
+
+def test_crops_larger_than_the_picture_are_refused(images):
+    with pytest.raises(ValueError, match="28x20 pixels; expected at least the crop size, 21"):
+        Crops(mean, 21)(images)
+
+
+def test_full_reference_compares_with_one_or_each(images):
+    reference = torch.rand(1, 3, 20, 28)
+    one = FullReference(psnr, reference)
+    torch.testing.assert_close(one(images), psnr(images, reference.double()))
+    torch.testing.assert_close(one.margin(images), one(images))
+    each = FullReference(psnr, images + 0.1)
+    torch.testing.assert_close(each(images), torch.full((3,), 20.0, dtype=torch.float64))
+
+
+def test_full_reference_uses_the_models_margin(images):
+    class Model:
+        def __call__(self, images, references):
+            return torch.sigmoid(psnr(images, references))
+
+        def margin(self, images, references):
+            return psnr(images, references)
+
+    reward = FullReference(Model(), torch.rand(1, 3, 20, 28))
+    torch.testing.assert_close(reward(images), torch.sigmoid(reward.margin(images)))
+
+
+def test_full_reference_says_what_does_not_fit(images):
+    with pytest.raises(ValueError, match=r"reference\[None\]"):
+        FullReference(psnr, torch.rand(3, 20, 28))
+    for reference in (torch.rand(1, 3, 20, 20), torch.rand(2, 3, 20, 28)):
+        with pytest.raises(ValueError, match="equal sizes and one reference, or one per image"):
+            FullReference(psnr, reference)(images)
+
+
+def test_everything_here_is_a_reward():
+    for reward in (
+        mean,
+        Bounded(),
+        WeightedSum((mean, 1)),
+        Resize(mean, 8),
+        Crops(mean, 8),
+        FullReference(psnr, torch.ones(1, 3, 8, 8)),
+    ):
+        assert isinstance(reward, Reward)
+    assert margin_of(mean) is mean
