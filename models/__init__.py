@@ -1,0 +1,47 @@
+"""Quality models: what there is, and how to make one. The names load on first use, so listing needs no torch."""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from .catalog import MODELS, ModelSpec, list_models
+
+_HOMES = {
+    "ClipConfig": ".clip",
+    "ClipIQA": ".clipiqa",
+    "QualiCLIP": ".qualiclip",
+    "WeightsError": ".weights",
+    "create_model": ".create",
+    "is_cached": ".weights",
+}
+
+__all__ = [  # noqa: RUF022 - in the order in which a reader meets them
+    "create_model",
+    "list_models",
+    "ModelSpec",
+    "MODELS",
+    "is_cached",
+    "WeightsError",
+    "QualiCLIP",
+    "ClipIQA",
+    "ClipConfig",
+]
+
+if TYPE_CHECKING:
+    from .clip import ClipConfig
+    from .clipiqa import ClipIQA
+    from .create import create_model
+    from .qualiclip import QualiCLIP
+    from .weights import WeightsError, is_cached
+
+
+def __getattr__(name: str) -> Any:
+    """Import the module that holds a public name when the name is first used (PEP 562)."""
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(_HOMES[name], __name__), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

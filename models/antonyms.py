@@ -1,0 +1,149 @@
+"""Scoring a picture by pairs of opposite prompts: what QualiCLIP and CLIP-IQA share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import torch
+from open_clip.modified_resnet import ModifiedResNet
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from .checks import check_images, working_dtype
+from .clip import MEAN, STD
+from .weights import WeightsError
+
+CALIBRATION = ("margin_mean", "margin_std")
+
+
+class AntonymScore(nn.Module):
+    """A CLIP picture tower read through P pairs of prompts, (positive, negative).
+
+    With x the picture's feature and t the prompts' features, all of length one, the logit of pair j is
+
+        l_j = alpha / temperature * (x . t_j+ - x . t_j-)
+
+    and its score, the probability that the picture is the positive one, is p_j = sigmoid(l_j).
+
+    The tower runs in its own dtype; everything after it in float32 (float64 for float64), and the buffers here stay in
+    float32 when the model is cast to a half precision, where alpha and the prompts' features would lose digits.
+
+    Args:
+        visual: the picture tower.
+        prompts_features: (2 P, E), positive and negative in turn; normalised here.
+        alpha: scale of the cosines, 100 in OpenAI's CLIP.
+        temperature: divides the logits; larger is softer.
+
+    Raises:
+        ValueError: the temperature is not positive.
+    """
+
+    def __init__(self, visual: ModifiedResNet, prompts_features: Tensor, alpha: float, temperature: float) -> None:
+        super().__init__()
+        if not temperature > 0:
+            raise ValueError(f"temperature is {temperature}; expected a positive number.")
+        self.visual = visual
+        self.temperature = float(temperature)
+        self.register_buffer("prompts_features", F.normalize(prompts_features.float(), dim=-1))
+        self.register_buffer("alpha", torch.tensor(float(alpha)))
+        self.register_buffer("margin_mean", torch.tensor(0.0))
+        self.register_buffer("margin_std", torch.tensor(1.0))
+        self.register_buffer("pixel_mean", torch.tensor(MEAN).view(3, 1, 1), persistent=False)
+        self.register_buffer("pixel_std", torch.tensor(STD).view(3, 1, 1), persistent=False)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Mean probability of the positive prompts.
+
+        Args:
+            images: (N, 3, H, W) RGB in [0, 1], any floating dtype, sides of at least 32 px; not resized.
+
+        Returns:
+            (N,) in [0, 1], higher is better; float32 (float64 for a float64 model). Differentiable.
+
+        Raises:
+            TypeError: no floating-point tensor.
+            ValueError: wrong shape, or too small.
+        """
+        return self.scores(images).mean(1)
+
+    def scores(self, images: Tensor) -> Tensor:
+        """Probability of the positive prompt of each pair: images as in `forward` -> (N, P)."""
+        return self.logits(images).sigmoid()
+
+    def logits(self, images: Tensor) -> Tensor:
+        """Logit of each pair, unsaturated: images as in `forward` -> (N, P)."""
+        check_images(images)
+        pixels = (images.to(working_dtype(images.dtype)) - self.pixel_mean) / self.pixel_std
+        features = self.visual(pixels.to(self.visual.conv1.weight.dtype))
+        features = F.normalize(features.to(working_dtype(features.dtype)), dim=-1)
+        prompts = self.prompts_features.to(features.dtype)
+        opposites = prompts[0::2] - prompts[1::2]
+        # Not a matrix product: autocast would run that in half precision.
+        cosines = (features[:, None] * opposites).sum(-1)
+        return self.alpha.to(features.dtype) / self.temperature * cosines
+
+    def margin(self, images: Tensor) -> Tensor:
+        """What guidance differentiates: the mean logit over the pairs, in units of its spread over clean photographs.
+
+        (mean_j l_j - margin_mean) / margin_std, with two buffers that `calibrate_margin` sets. Until then they are 0
+        and 1, so the unit is one logit: about the spread that CLIP-IQA's logits have on photographs of mixed quality,
+        but not a measured figure, and zero is where both prompts fit equally well.
+
+        Args:
+            images: as in `forward`.
+
+        Returns:
+            (N,) float32 (float64 for a float64 model); the same order as the score for one pair. Differentiable.
+        """
+        return (self.logits(images).mean(1) - self.margin_mean) / self.margin_std
+
+    @torch.no_grad()
+    def calibrate_margin(self, batches: Iterable[Tensor]) -> None:
+        """Measure the mean and the spread of the margin over clean photographs and keep them as buffers.
+
+        They hold for the temperature in use and are saved with the state dict.
+
+        Args:
+            batches: images as in `forward`, at the size at which the model will be used; two or more in all.
+
+        Raises:
+            ValueError: there are fewer than two pictures, or all have the same margin.
+        """
+        raw = torch.cat([self.logits(images).mean(1) for images in batches])
+        if len(raw) < 2 or not raw.std() > 0:
+            raise ValueError(f"got {len(raw)} pictures without spread; expected two or more different photographs.")
+        self.margin_mean.copy_(raw.mean())
+        self.margin_std.copy_(raw.std())
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:
+        """Cast and move; buffers of this class (not of the tower) are moved, but not rounded to half precision."""
+        before = dict(self._buffers)
+        super()._apply(fn, recurse)
+        for name, moved in self._buffers.items():
+            if moved.dtype in (torch.float16, torch.bfloat16):
+                self._buffers[name] = before[name].to(moved.device)
+        return self
+
+
+def read_alpha(rest: Mapping[str, Tensor], source: object) -> float:
+    """The scale of the cosines: exp(logit_scale) of a CLIP checkpoint, or the alpha of a state dict of ours."""
+    if "alpha" in rest:
+        return float(rest["alpha"])
+    if "logit_scale" in rest:
+        return float(rest["logit_scale"].double().exp())
+    raise WeightsError(f"{source} has no logit_scale; expected a CLIP checkpoint.")
+
+
+def check_rest(rest: Mapping[str, Any], source: object) -> None:
+    """Refuse names that neither CLIP nor a state dict of ours has."""
+    unknown = sorted(rest.keys() - {"logit_scale", "alpha", "prompts_features", *CALIBRATION})
+    if unknown:
+        raise WeightsError(f"{source} has {len(unknown)} tensors that are not expected (first: {unknown[0]}).")
+
+
+def load_calibration(model: AntonymScore, rest: Mapping[str, Tensor]) -> None:
+    """Take over the margin's mean and spread where the file has them."""
+    for name in CALIBRATION:
+        if name in rest:
+            getattr(model, name).copy_(rest[name])

@@ -1,0 +1,48 @@
+"""Checks of what a model is given. Shapes and dtypes only: looking at values would wait for the device."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def check_images(images: Tensor, min_side: int = 32) -> None:
+    """Refuse what is not a batch of RGB pictures.
+
+    Values are not looked at, since that would make a GPU wait: they should be in [0, 1]. A NaN pixel gives a NaN score
+    for its picture and leaves the rest of the batch alone.
+
+    Args:
+        images: should be (N, 3, H, W), floating point, H and W at least `min_side`.
+        min_side: smallest height or width that the model can take, in px.
+
+    Raises:
+        TypeError: not a tensor, or not floating point.
+        ValueError: wrong shape, or too small.
+    """
+    if not isinstance(images, Tensor):
+        raise TypeError(f"images are {type(images).__name__}; expected a tensor: iqguide.load_images(...) makes one.")
+    if images.ndim != 4 or images.shape[1] != 3:
+        raise ValueError(f"images have shape {tuple(images.shape)}; expected (N, 3, H, W).{_way_out(images)}")
+    if not images.is_floating_point():
+        raise TypeError(f"images are {images.dtype}; expected floating point in [0, 1]: images.float() / 255.")
+    height, width = images.shape[2:]
+    if min(height, width) < min_side:
+        raise ValueError(f"images are {width}x{height} pixels; expected at least {min_side}x{min_side}: enlarge them.")
+
+
+def _way_out(images: Tensor) -> str:
+    if images.ndim == 3 and images.shape[0] == 3:
+        return " Add a batch dimension: images[None]."
+    if images.ndim == 4 and images.shape[3] == 3:
+        return " Move the channels: images.movedim(-1, 1)."
+    if images.ndim == 4 and images.shape[1] == 1:
+        return " Make grey pictures RGB: images.expand(-1, 3, -1, -1)."
+    if images.ndim == 4 and images.shape[1] == 4:
+        return " Drop the alpha channel: images[:, :3]."
+    return ""
+
+
+def working_dtype(dtype: torch.dtype) -> torch.dtype:
+    """The dtype of sums and scores: float32, or float64 for float64."""
+    return torch.promote_types(dtype, torch.float32)

@@ -1,0 +1,86 @@
+"""QualiCLIP: CLIP fine-tuned to rank degradations, read through seven antonym pairs.
+
+Source:
+    Agnolucci, Galteri, Bertini (2024), "Quality-Aware Image-Text Alignment for Opinion-Unaware Image Quality
+    Assessment", https://arxiv.org/abs/2403.11176. Written from the formulas. The two public versions differ: the
+    authors' hub model has alpha = 100 and temperature 1, the one in pyiqa exp(logit_scale) and temperature 2. The
+    second is the default here; the first is the preset "hub".
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from .antonyms import AntonymScore, check_rest, load_calibration, read_alpha
+from .clip import RN50, ClipConfig, encode_prompts, fixed_seed, picture_tower, random_picture_tower, take_apart
+from .weights import WeightsError, load_strict, read_weights
+
+PAIRS = (
+    ("Good photo.", "Bad photo."),
+    ("Sharp image.", "Blurry image."),
+    ("Sharp edges.", "Blurry edges."),
+    ("High-resolution image.", "Low-resolution image."),
+    ("Noise-free image.", "Noisy image."),
+    ("High-quality image.", "Low-quality image."),
+    ("Good picture.", "Bad picture."),
+)
+PROMPTS = tuple(prompt for pair in PAIRS for prompt in pair)
+PRESETS = {"paper": (2.0, None), "hub": (1.0, 100.0)}  # temperature; alpha, where it is not the checkpoint's
+
+
+class QualiCLIP(AntonymScore):
+    """QualiCLIP: score = mean over 7 pairs of sigmoid(alpha / temperature * (cos+ - cos-)). See `AntonymScore`."""
+
+    pairs = PAIRS
+
+
+def build(
+    weights: Path | None,
+    *,
+    preset: str = "paper",
+    temperature: float | None = None,
+    seed: int = 0,
+    config: ClipConfig = RN50,
+) -> QualiCLIP:
+    """Make a QualiCLIP on the CPU in float32.
+
+    Args:
+        weights: a file with the published layout (`prompts_features` and 489 tensors `clip_model.*`), the same without
+            the text tower, a state dict of this model, or a plain CLIP checkpoint, whose text tower then encodes the
+            prompts; None for random weights.
+        preset: "paper" (temperature 2, alpha of the checkpoint) or "hub" (temperature 1, alpha 100).
+        temperature: in place of the preset's.
+        seed: of the random weights.
+        config: sizes of the towers.
+
+    Raises:
+        ValueError: unknown preset, or a temperature that is not positive.
+        WeightsError: the file cannot be read or has another layout.
+    """
+    if preset not in PRESETS:
+        raise ValueError(f"unknown preset {preset!r}; expected one of {', '.join(PRESETS)}.")
+    default, alpha = PRESETS[preset]
+    temperature = default if temperature is None else temperature
+    if weights is None:
+        with fixed_seed(seed):
+            tower, features = random_picture_tower(config), torch.randn(len(PROMPTS), config.embed_dim)
+        return QualiCLIP(tower, features, alpha or 100.0, temperature)
+
+    state = take_apart(read_weights(weights)[0], config, weights)
+    check_rest(state.rest, weights)
+    features = state.rest.get("prompts_features")
+    if features is None:
+        if not state.text:
+            raise WeightsError(f"{weights} has neither prompts_features nor a text tower to make them with.")
+        features = encode_prompts(PROMPTS, state.text, config, weights)
+    expected = (len(PROMPTS), config.embed_dim)
+    if tuple(features.shape) != expected:
+        raise WeightsError(f"{weights} has prompts_features of shape {tuple(features.shape)}; expected {expected}.")
+    with fixed_seed(0):
+        tower = picture_tower(config)
+    load_strict(tower, state.picture, weights)
+    model = QualiCLIP(tower, features, alpha or read_alpha(state.rest, weights), temperature)
+    load_calibration(model, state.rest)
+    return model
