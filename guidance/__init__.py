@@ -1,0 +1,10 @@
+"""Steering a diffusion or flow-matching sampler by the gradient of a reward. The maths here knows no host.
+
+Adapters: `guidance.diffusers` (`guided`, `RewardGuidanceCallback`). They are not imported here.
+"""
+
+from .gradient import Decoder, Reward, reward_gradient
+from .log import Evaluation
+from .reward_guidance import GuidanceRun, RewardGuidance
+
+__all__ = ["Decoder", "Evaluation", "GuidanceRun", "Reward", "RewardGuidance", "reward_gradient"]

@@ -1,0 +1,83 @@
+"""The gradient of a reward with respect to a denoised latent: the only place that calls autograd."""
+
+import math
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from .networks import frozen, modules_of
+from .views import View
+
+Reward = Callable[[Tensor], Tensor]
+"""Images (N, 3, H, W), RGB in [0, 1] -> (N,) float32, higher is better, differentiable."""
+
+Decoder = Callable[[Tensor], Tensor]
+"""Latents in the diffusion model's units -> images (N, 3, H, W) in [0, 1], differentiable."""
+
+
+def reward_gradient(
+    reward: Reward,
+    decoder: Decoder,
+    denoised: Tensor,
+    *,
+    views: Sequence[View] = (View(),),
+    modules: list[nn.Module] | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Gradient of a reward with respect to the denoised latent, averaged over views of it.
+
+    Computes g = d/dz mean_k sum_n margin(decoder(view_k(z)))_n at z = denoised, without touching the diffusion model.
+    `margin` is the reward's unsaturated twin where it has one (`reward.margin`), the reward itself otherwise. The
+    samples of a batch do not mix, as long as reward and decoder treat them apart (modules in eval mode).
+
+    Args:
+        reward: images (N, 3, H, W) in [0, 1] -> (N,), higher is better.
+        decoder: latents as the diffusion model has them -> images (N, 3, H, W) in [0, 1].
+        denoised: (N, ...) latent, any floating dtype and device.
+        views: what to average over; by default the latent as it is.
+        modules: networks inside reward and decoder, if the caller has looked them up before (`modules_of`).
+
+    Returns:
+        scores: (N,) float32, detached; mean over the views.
+        gradient: like `denoised`, float32, detached; in score per latent unit.
+
+    Raises:
+        ValueError: if the decoder does not return images (N, 3, H, W) or the reward not (N,) scores that depend on
+            the images.
+
+    Notes:
+        Works inside torch.no_grad and torch.inference_mode. Weights that were made in inference mode are replaced by
+        ordinary copies; no weight collects a gradient. Cost: one decode and one reward, forward and backward, per
+        view; the views are worked through one after another, so memory does not grow with their number.
+    """
+    margin = getattr(reward, "margin", reward)
+    with torch.inference_mode(False), torch.enable_grad():
+        with frozen(modules_of(reward, decoder) if modules is None else modules):
+            latent = denoised.detach().clone().float().requires_grad_(True)
+            results = [_view_gradient(margin, decoder, latent, view) for view in views]
+    scores, gradients = zip(*results, strict=True)
+    return sum(scores) / len(views), sum(gradients) / len(views)
+
+
+def _view_gradient(margin: Reward, decoder: Decoder, latent: Tensor, view: View) -> tuple[Tensor, Tensor]:
+    images = decoder(view.of_latent(latent))
+    if images.ndim != 4 or images.shape[0] != latent.shape[0] or images.shape[1] != 3:
+        raise ValueError(
+            f"the decoder returned {tuple(images.shape)} for latents {tuple(latent.shape)}; expected images"
+            f" ({latent.shape[0]}, 3, H, W). Give RewardGuidance a decoder that fits the pipeline."
+        )
+    scores = margin(view.of_images(images))
+    if scores.shape != latent.shape[:1]:
+        raise ValueError(
+            f"the reward returned {tuple(scores.shape)} for images {tuple(images.shape)}; expected"
+            f" ({latent.shape[0]},): one score per image."
+        )
+    if not scores.requires_grad:
+        raise ValueError(
+            "the reward's value does not depend differentiably on the images, so it cannot guide;"
+            " look for .detach(), no_grad, round() or a conversion to NumPy in the reward or the decoder."
+        )
+    # A score moves by about 1 / pixels per pixel, too little for float16; a power of two changes no other digit.
+    lift = 2.0 ** round(math.log2(images.shape[-1] * images.shape[-2]))
+    (gradient,) = torch.autograd.grad(scores.float().sum() * lift, latent)
+    return scores.detach().float(), gradient / lift

@@ -1,0 +1,195 @@
+"""A stand-in for `step` of one scheduler object that guides the model output on its way in. Knows no host."""
+
+import functools
+import inspect
+import types
+import warnings
+from contextlib import ExitStack
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .clipping import clipping_of
+from .decoders import find_decoder
+from .log import Evaluation
+from .parametrization import denoised_from_output, output_change
+from .reward_guidance import GuidanceRun, RewardGuidance
+from .scheduler_units import prediction_type_of, units_for
+
+_HISTORY = ("model_outputs", "derivatives", "ets", "last_sample", "cur_sample", "prev_derivative", "sample")
+_HALF = (torch.float16, torch.bfloat16)
+
+
+class GuidedStep:
+    """Callable put in place of `pipe.scheduler.step`, on this one object.
+
+    Args:
+        pipe: a diffusers pipeline.
+        guidance: settings.
+        height: of the pictures, in pixels; for packed latents whose size cannot be seen otherwise.
+        width: of the pictures, in pixels.
+        single_run: take itself away when a second run begins.
+
+    Raises:
+        ValueError: if the scheduler or the layout of the pipeline's latents is not known.
+    """
+
+    def __init__(
+        self,
+        pipe: Any,
+        guidance: RewardGuidance,
+        *,
+        height: int | None = None,
+        width: int | None = None,
+        single_run: bool = False,
+    ) -> None:
+        self.scheduler = pipe.scheduler
+        self.guidance = guidance
+        self.runs: list[GuidanceRun] = []
+        self.active = False
+        self._pipe = pipe
+        self._single_run = single_run
+        self._units = units_for(self.scheduler)
+        self._decoder = None
+        if guidance.scale != 0:
+            self._decoder = find_decoder(pipe, guidance.decoder, height=height, width=width)
+        self._undo = ExitStack()
+        self._last_timestep: float | None = None
+        self._float32 = False  # whether this run has gone over to float32
+        self._copied = False  # whether somebody has deep-copied the scheduler
+
+    @property
+    def log(self) -> list[Evaluation]:
+        """The evaluations of the latest pipeline call."""
+        return self.runs[-1].log if self.runs else []
+
+    def install(self) -> None:
+        """Take the place of the scheduler's `step`."""
+        before = vars(self.scheduler).get("step")
+        self._original = self.scheduler.step
+        self._signature = inspect.signature(self._original)
+        functools.update_wrapper(self, self._original)  # pipelines ask the signature for eta and generator
+        self._undo.callback(self._put_back, before)
+        if hasattr(self._decoder, "watch"):
+            self._undo.enter_context(self._decoder.watch(self._pipe))
+        self.scheduler.step = self
+        self.active = True
+
+    def remove(self) -> None:
+        """Put the scheduler back as it was; harmless when done already."""
+        self.active = False
+        self._undo.close()
+
+    def _put_back(self, before: Any) -> None:
+        if vars(self.scheduler).get("step") is not self:
+            return  # somebody has wrapped it again: from now on this one only passes calls on
+        if before is None:
+            del self.scheduler.step
+        else:
+            self.scheduler.step = before
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        """A copy of the scheduler gets its own ordinary `step`: this one would advance the original instead."""
+        copy = memo.get(id(self.scheduler))
+        if copy is None:
+            return self
+        self._copied = True
+        return types.MethodType(type(copy).step, copy)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Same arguments and result as the scheduler's `step`."""
+        if self.active:
+            self._follow(self._signature.bind(*args, **kwargs).arguments)
+        if not self.active:
+            return self._original(*args, **kwargs)
+        try:
+            return self._guided(*args, **kwargs)
+        except BaseException:
+            if self._single_run:
+                self.remove()
+            raise
+
+    def _follow(self, arguments: dict[str, Any]) -> None:
+        """Notice the beginning of a run."""
+        begins = self._begins_run(float(arguments["timestep"]))
+        self._last_timestep = float(arguments["timestep"])
+        if begins and self.runs and self._single_run:
+            self.remove()
+        elif begins or not self.runs:
+            self.runs.append(self.guidance.start(self._decoder))
+            self._float32 = False
+
+    def _begins_run(self, timestep: float) -> bool:
+        if hasattr(self.scheduler, "step_index"):
+            return self.scheduler.step_index is None
+        if hasattr(self.scheduler, "counter"):  # PNDM repeats a timestep
+            return self.scheduler.counter == 0
+        return self._last_timestep is None or timestep >= self._last_timestep
+
+    def _guided(self, *args: Any, **kwargs: Any) -> Any:
+        bound = self._signature.bind(*args, **kwargs)
+        given = bound.arguments
+        sample, output = given["sample"], given["model_output"]
+        guided_output = self._guide(output, given["timestep"], sample, given)
+        if guided_output is not output and not self._float32 and (sample.dtype in _HALF or output.dtype in _HALF):
+            self._float32 = True  # float16 and bfloat16 would round away most of a small push
+            _history_to_float32(self.scheduler)
+        if guided_output is output and not self._float32:
+            return self._original(*args, **kwargs)
+        given["model_output"] = guided_output
+        if self._float32:
+            given["model_output"], given["sample"] = guided_output.float(), sample.float()
+        return _with_dtype(self._original(*bound.args, **bound.kwargs), sample.dtype)
+
+    def _guide(self, output: Tensor, timestep: Any, sample: Tensor, options: dict[str, Any]) -> Tensor:
+        """The guided model output in float32, or `output` itself."""
+        scheduler, run = self.scheduler, self.runs[-1]
+        if getattr(scheduler, "step_index", 0) is None:
+            scheduler._init_step_index(timestep)
+        units = self._units(scheduler, timestep, options)
+        if run.skips(units.stage):
+            return output
+        levels = (units.alpha, units.sigma, prediction_type_of(scheduler, units))
+        prediction, variance = output.float(), None
+        if output.ndim > 1 and output.shape[1] == 2 * sample.shape[1]:
+            prediction, variance = prediction.chunk(2, dim=1)
+        denoised = denoised_from_output(prediction, sample.float(), *levels)
+        clipping = clipping_of(scheduler, denoised)
+        change = run.change(denoised if clipping is None else clipping.apply(denoised), units.stage)
+        if change is None:
+            return output
+        if clipping is not None:
+            change = clipping.change_before(denoised, change)
+        prediction = prediction + output_change(change, *levels)
+        return prediction if variance is None else torch.cat([prediction, variance], dim=1)
+
+    def warn_if_idle(self) -> None:
+        """Warn if guidance was wanted and has not changed anything."""
+        if self.guidance.scale == 0 or any(run.fired for run in self.runs):
+            return
+        reasons = {entry.skipped for run in self.runs for entry in run.log}
+        if reasons:
+            why = f"every evaluation was skipped: {'; '.join(sorted(map(str, reasons)))}"
+        elif self._copied:
+            why = "the pipeline worked on a copy of its scheduler, which guidance cannot see"
+        else:
+            why = "the step of pipe.scheduler was never called; was the pipeline called, and does it use this scheduler?"
+        warnings.warn(f"Guidance changed nothing: {why}.", UserWarning, stacklevel=4)
+
+
+def _with_dtype(result: Any, dtype: torch.dtype) -> Any:
+    if isinstance(result, tuple):
+        return (result[0].to(dtype), *result[1:])
+    result.prev_sample = result.prev_sample.to(dtype)
+    return result
+
+
+def _history_to_float32(scheduler: Any) -> None:
+    """Solvers combine stored tensors with new ones, and some (UniPC) want all of them in one type."""
+    for name in _HISTORY:
+        value = getattr(scheduler, name, None)
+        if isinstance(value, Tensor):
+            setattr(scheduler, name, value.float())
+        elif isinstance(value, list):
+            value[:] = [item.float() if isinstance(item, Tensor) else item for item in value]

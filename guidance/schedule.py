@@ -1,0 +1,68 @@
+"""Noise levels, the window in which guidance acts, and how strong one evaluation is. Plain numbers, no tensors.
+
+Two measures of how noisy a latent x = alpha * x0 + sigma * noise is are used here:
+
+* `noise_level` = sigma / (alpha + sigma), in [0, 1]: 1 is pure noise, 0 is clean; for flow matching it is sigma itself.
+* `ratio` = sigma / alpha, in [0, inf]: the noise in units of the clean latent (k-diffusion's sigma).
+"""
+
+import math
+from dataclasses import dataclass
+
+
+def noise_level_of(ratio: float) -> float:
+    """Noise level in [0, 1] of a noise-to-signal ratio sigma / alpha in [0, inf]."""
+    return 1.0 if math.isinf(ratio) else ratio / (1.0 + ratio)
+
+
+def ratio_of(noise_level: float) -> float:
+    """Noise-to-signal ratio sigma / alpha in [0, inf] of a noise level in [0, 1]."""
+    return math.inf if noise_level >= 1.0 else noise_level / (1.0 - noise_level)
+
+
+def window_share(ratio: float, next_ratio: float, window: tuple[float, float]) -> float:
+    """How much of the window one step covers, in units of log(sigma / alpha).
+
+    The shares of all the steps of a run add up to log(high / low), however many steps there are; that is what makes
+    the strength of guidance independent of their number.
+
+    Args:
+        ratio: sigma / alpha where the model is evaluated, in (0, inf].
+        next_ratio: sigma / alpha that the step leads to, in [0, ratio].
+        window: (start, stop) noise levels, 1 >= start > stop > 0.
+
+    Returns:
+        log(A / B) for the part [B, A] of [next_ratio, ratio] that lies inside the window; 0 if none does.
+    """
+    start, stop = window
+    high = min(ratio, ratio_of(start))
+    low = max(next_ratio, ratio_of(stop))
+    return math.log(high / low) if high > low else 0.0
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One evaluation of the diffusion model as a part of a sampler's step. All levels are sigma / alpha."""
+
+    ratio: float
+    """Where the model is evaluated."""
+
+    start: float
+    """Where the step that this evaluation serves begins."""
+
+    end: float
+    """Where that step ends."""
+
+    gain: float
+    """How far the step's x / alpha moves when the denoised prediction of this evaluation moves by 1."""
+
+    portion: float = 1.0
+    """Which part of the step's push this evaluation carries; those of all its stages add up to 1."""
+
+    @classmethod
+    def first_order(cls, ratio: float, end: float) -> "Stage":
+        """The only stage of a step that keeps the noise direction (DDIM, Euler).
+
+        x' / alpha' = D + (s' / s) (x / alpha - D) with s = sigma / alpha, so the gain is 1 - s' / s.
+        """
+        return cls(ratio, ratio, end, 1.0 if math.isinf(ratio) else 1.0 - end / ratio)
