@@ -31,7 +31,7 @@ class AntonymScore(nn.Module):
 
     Args:
         visual: the picture tower.
-        prompts_features: (2 P, E), positive and negative in turn; normalised here.
+        prompts_features: (2 P, E), positive and negative in turn, of any length.
         alpha: scale of the cosines, 100 in OpenAI's CLIP.
         temperature: divides the logits; larger is softer.
 
@@ -45,7 +45,7 @@ class AntonymScore(nn.Module):
             raise ValueError(f"temperature is {temperature}; expected a positive number.")
         self.visual = visual
         self.temperature = float(temperature)
-        self.register_buffer("prompts_features", F.normalize(prompts_features.float(), dim=-1))
+        self.register_buffer("prompts_features", prompts_features.float())
         self.register_buffer("alpha", torch.tensor(float(alpha)))
         self.register_buffer("margin_mean", torch.tensor(0.0))
         self.register_buffer("margin_std", torch.tensor(1.0))
@@ -77,7 +77,7 @@ class AntonymScore(nn.Module):
         pixels = (images.to(working_dtype(images.dtype)) - self.pixel_mean) / self.pixel_std
         features = self.visual(pixels.to(self.visual.conv1.weight.dtype))
         features = F.normalize(features.to(working_dtype(features.dtype)), dim=-1)
-        prompts = self.prompts_features.to(features.dtype)
+        prompts = F.normalize(self.prompts_features.to(features.dtype), dim=-1)
         opposites = prompts[0::2] - prompts[1::2]
         # Not a matrix product: autocast would run that in half precision.
         cosines = (features[:, None] * opposites).sum(-1)

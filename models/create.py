@@ -30,8 +30,8 @@ def create_model(
 
     The model is called with images (N, 3, H, W), RGB in [0, 1], sides of at least 32 px, of any floating dtype, and
     returns scores (N,), higher is better. `margin(images)`, (N,), is the same without saturation, in units of its
-    spread over clean photographs; guidance differentiates it. Neither resizes: large photographs are best resized to the
-    spec's `native_size` first. A picture has the same score alone and in a batch.
+    spread over clean photographs; guidance differentiates it. Neither resizes: large photographs are best resized to
+    the spec's `native_size` first. A picture has the same score alone and in a batch.
 
     Works inside `torch.inference_mode()` too: the parameters are ordinary tensors, so gradients can be taken later.
 

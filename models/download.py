@@ -43,9 +43,9 @@ def download(url: str, target: Path, *, sha256: str | None = None) -> None:
             if not target.is_file():  # else another process has fetched it while we waited
                 part = target.with_name(f"{target.name}.part")
                 _fetch(url, part)
+                _validator_path(part).unlink(missing_ok=True)
                 _check(part, sha256, url)
                 os.replace(part, target)
-                _validator_path(part).unlink(missing_ok=True)
     except OSError as error:
         raise WeightsError(
             f"cannot write {target} ({error.strerror or error}); free space there, or set IQGUIDE_CACHE to another "
