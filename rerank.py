@@ -137,14 +137,20 @@ def score_batch(images: Tensor, reward: Reward) -> Tensor:
     return scores.float().cpu()
 
 
-def equal_sized(images: Iterable[Tensor], batch_size: int) -> Iterator[list[Tensor]]:
+def equal_sized(images: Iterable[Tensor], batch_size: int, max_pixels: float = float("inf")) -> Iterator[list[Tensor]]:
     """Group consecutive (1, 3, H, W) tensors of one shape into lists of at most `batch_size`.
 
-    Only neighbours are grouped: so the order stays, and no more than one batch is held in memory.
+    Only neighbours are grouped: so the order stays, and no more than one batch and one image are held in memory.
+
+    Args:
+        images: in the order in which they are wanted.
+        batch_size: the longest list.
+        max_pixels: the most pixels (N * H * W) in a list of more than one.
     """
     batch: list[Tensor] = []
     for image in images:
-        if batch and (len(batch) == batch_size or image.shape != batch[0].shape):
+        full = len(batch) == batch_size or (len(batch) + 1) * image[0, 0].numel() > max_pixels
+        if batch and (full or image.shape != batch[0].shape):
             yield batch
             batch = []
         batch.append(image)

@@ -1,0 +1,346 @@
+"""The command `iqguide`: score, rank, sample, demo, models, env. Nothing heavy is imported before one of them runs."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+OK, FAILED, INTERRUPTED = 0, 2, 130
+PACKAGES = (
+    *("torch", "diffusers", "open_clip_torch", "timm", "transformers", "accelerate"),
+    *("safetensors", "huggingface_hub", "numpy", "pillow", "scipy", "xformers"),
+)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command.
+
+    Args:
+        arguments: without the name of the program; None takes those of the process.
+
+    Returns:
+        The exit status: 0 when it worked, 2 for a usage error or when nothing could be done, 130 after Ctrl-C.
+    """
+    options = build_parser().parse_args(arguments)
+    logging.basicConfig(format="iqguide: %(message)s")
+    logging.getLogger(__package__).setLevel(logging.INFO)
+    try:
+        status = options.run(options)
+        sys.stdout.flush()
+    except BrokenPipeError:  # the reader of our output, such as `head`, has seen enough
+        return OK
+    except KeyboardInterrupt:
+        print("iqguide: interrupted.", file=sys.stderr)
+        return INTERRUPTED
+    except Exception as error:
+        if os.environ.get("IQGUIDE_DEBUG") or not _is_for_people(error):
+            raise
+        print(f"iqguide: error: {one_line(error)}", file=sys.stderr)
+        return FAILED
+    finally:
+        _drop_unwritten()
+    return status
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of the whole command line; its `run` is the function of the sub-command."""
+    parser = argparse.ArgumentParser(
+        prog="iqguide",
+        description="Score images, pick the best, and steer diffusion sampling by the score.",
+        epilog="IQGUIDE_DEBUG=1 shows where an error comes from; IQGUIDE_OFFLINE=1 forbids downloads.",
+    )
+    parser.add_argument("--version", action=_Version, nargs=0, help="show the version and exit")
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+    for add in (_add_demo, _add_score, _add_rank, _add_sample, _add_models, _add_env):
+        add(commands)
+    return parser
+
+
+class _Version(argparse.Action):
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
+        from . import __version__
+
+        print(f"iqguide {__version__}")
+        parser.exit()
+
+
+def _add(commands: Any, name: str, run: Callable[[argparse.Namespace], int], text: str) -> argparse.ArgumentParser:
+    parser = commands.add_parser(
+        name, help=text, description=text[0].upper() + text[1:] + ".", formatter_class=_HelpFormatter
+    )
+    parser.set_defaults(run=run)
+    return parser
+
+
+class _HelpFormatter(argparse.HelpFormatter):
+    """Appends the default of an option to its help, where there is one to name."""
+
+    def _get_help_string(self, action: argparse.Action) -> str:
+        named = action.default not in (None, False, argparse.SUPPRESS) and action.option_strings
+        return f"{action.help} (default: %(default)s)" if named else str(action.help)
+
+
+def _add_model_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--model", default="tiny", help="quality model; `iqguide models` lists them")
+    parser.add_argument("--weights", default="default", help="'default', 'random', or a weights file for the model")
+    parser.add_argument("--device", help="such as cuda, mps or cpu (default: the best there is)")
+
+
+def _add_demo(commands: Any) -> None:
+    parser = _add(
+        commands,
+        "demo",
+        _demo,
+        "generate with the bundled generator unguided, guided, best of 8 and both: a table and a picture",
+    )
+    parser.add_argument("--out", default="out/demo", metavar="DIR", help="folder for demo.png")
+    parser.add_argument("--seeds", type=positive, default=4, metavar="COUNT", help="number of seeds")
+    parser.add_argument("--steps", type=positive, default=25, help="denoising steps")
+    parser.add_argument("--best-of", type=positive, default=8, metavar="N", help="candidates an image")
+    parser.add_argument("--prompt", default="", help="words that the bundled generator knows: see its model card")
+    _add_model_options(parser)
+
+
+def _add_score(commands: Any) -> None:
+    parser = _add(commands, "score", _score, "print a quality score for each image")
+    parser.add_argument("paths", nargs="+", metavar="PATH", help="image files, and folders of them")
+    _add_reading_options(parser)
+    shape = parser.add_mutually_exclusive_group()
+    shape.add_argument(
+        "--json", action="store_true", help='print [{"path": ..., "score": ..., "error": null}, ...] and nothing else'
+    )
+    shape.add_argument("--csv", action="store_true", help="print the columns path,score,error and nothing else")
+    _add_model_options(parser)
+
+
+def _add_rank(commands: Any) -> None:
+    parser = _add(commands, "rank", _rank, "list the best images of a folder, best first")
+    parser.add_argument("paths", nargs="+", metavar="DIR", help="folders of images, and image files")
+    parser.add_argument("--top", type=positive, metavar="K", help="how many (default: all)")
+    parser.add_argument("--copy-to", metavar="DIR", help="copy them there; no file is overwritten")
+    _add_reading_options(parser)
+    parser.add_argument("--json", action="store_true", help="print them as `iqguide score --json` does")
+    _add_model_options(parser)
+
+
+def _add_reading_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--recursive", action="store_true", help="look into the folders inside the folders too")
+    parser.add_argument(
+        "--size",
+        type=counting,
+        metavar="PIXELS",
+        help="images with a longer short side are reduced to this one before scoring; 0 for never"
+        " (default: the size that `iqguide models` shows for the model)",
+    )
+
+
+def _add_sample(commands: Any) -> None:
+    parser = _add(commands, "sample", _sample, "generate images, guided or best of N or both")
+    parser.epilog = (
+        "DIR/samples.json lists for each image: seed, candidate_seed (of the winner among seed*N ... seed*N+N-1), score"
+        " of the file, time_s (wall time of generating and choosing) and nfe: rows that went through the denoiser for"
+        " this image, over all steps and candidates; with classifier-free guidance a step is two rows. Equal seeds"
+        " start from equal noise, with and without --guide."
+    )
+    parser.add_argument("prompt", nargs="?", default="", metavar="PROMPT", help="what to generate (default: nothing)")
+    parser.add_argument(
+        "--pipeline", default="demo", metavar="demo|HUB-ID|PATH", help="a diffusers pipeline; demo is bundled"
+    )
+    parser.add_argument("--out", required=True, metavar="DIR", help="folder for SEED.png and samples.json")
+    parser.add_argument("--seeds", type=seed_list, default="0", help="such as 7, 0:64 (64 is left out) or 1,5,9")
+    parser.add_argument(
+        "--guide",
+        type=strength,
+        nargs="?",
+        const="default",
+        metavar="SCALE",
+        help="guide by the model's score, with this strength or the default one; PROMPT comes before it",
+    )
+    parser.add_argument("--best-of", type=positive, metavar="N", help="draw N candidates an image and keep the best")
+    parser.add_argument("--steps", type=positive, help="denoising steps (default: the pipeline's own)")
+    parser.add_argument("--size", type=dimensions, metavar="N|WxH", help="pixels (default: the pipeline's own)")
+    parser.add_argument("--batch-size", type=positive, default=1, metavar="N", help="images generated at once")
+    parser.add_argument("--negative-prompt", metavar="TEXT", help="what not to generate")
+    parser.add_argument("--guidance-scale", type=float, metavar="X", help="classifier-free guidance of the pipeline")
+    parser.add_argument(
+        "--dtype",
+        choices=["float32", "bfloat16", "float16"],
+        help="of the pipeline (default: float32 on a CPU, else bfloat16 where it is fast, else float16)",
+    )
+    _add_model_options(parser)
+
+
+def _add_models(commands: Any) -> None:
+    parser = _add(commands, "models", _models, "list the quality models: weights here or not, licence, paper")
+    parser.add_argument("--json", action="store_true", help="print them as a list of objects and nothing else")
+
+
+def _add_env(commands: Any) -> None:
+    _add(commands, "env", _env, "print versions, devices and folders, for a report")
+
+
+def _demo(options: argparse.Namespace) -> int:
+    from .cli_sample import run_demo
+
+    return run_demo(options)
+
+
+def _score(options: argparse.Namespace) -> int:
+    from .cli_score import run_score
+
+    return run_score(options)
+
+
+def _rank(options: argparse.Namespace) -> int:
+    from .cli_score import run_rank
+
+    return run_rank(options)
+
+
+def _sample(options: argparse.Namespace) -> int:
+    from .cli_sample import run_sample
+
+    return run_sample(options)
+
+
+def _models(options: argparse.Namespace) -> int:
+    from .models import MODELS, is_cached
+
+    rows = []
+    for spec in MODELS.values():
+        here = "bundled" if spec.bundled else "cached"
+        if not is_cached(spec):
+            here = "missing" if spec.bundled else "not downloaded"
+        row = {"name": spec.name, "weights": here, "megabytes": spec.megabytes, "native_size": spec.native_size}
+        rows.append({**row, "licence": spec.licence, "paper": spec.paper, "summary": spec.summary})
+    if options.json:
+        print(json.dumps(rows, indent=1))
+        return OK
+    for row in rows:
+        size = f"{row['megabytes']} MB" if row["megabytes"] else ""
+        limit = f"{row['native_size']} px" if row["native_size"] else "any size"
+        print(f"{row['name']:<12} {row['weights']:<15} {size:<8} {limit:<9} {row['licence']}")
+        print(f"{'':<12} {row['summary']}" + (f"; {row['paper']}" if row["paper"] else ""))
+    return OK
+
+
+def _env(options: argparse.Namespace) -> int:
+    import platform
+    from importlib.metadata import PackageNotFoundError, version
+
+    import torch
+
+    from . import __version__
+    from .models.weights import cache_dir, is_offline
+
+    print(f"iqguide          {__version__}")
+    print(f"python           {platform.python_version()} on {platform.platform()}")
+    for package in PACKAGES:
+        try:
+            print(f"{package:<16} {version(package)}")
+        except PackageNotFoundError:
+            print(f"{package:<16} not installed")
+    for index in range(torch.cuda.device_count()):
+        memory = torch.cuda.get_device_properties(index).total_memory / 2**30
+        print(f"cuda:{index}           {torch.cuda.get_device_name(index)}, {memory:.0f} GiB")
+    built = torch.version.cuda or torch.version.hip
+    print(f"cuda             {built or 'not'} built in, {torch.cuda.device_count()} devices")
+    print(f"mps              {'available' if torch.backends.mps.is_available() else 'not available'}")
+    print(f"cpu              {torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}")
+    print(f"weights          {cache_dir()}{' (offline)' if is_offline() else ''}")
+    return OK
+
+
+def positive(text: str) -> int:
+    """A whole number of at least 1."""
+    value = counting(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"got {text}; expected at least 1")
+    return value
+
+
+def counting(text: str) -> int:
+    """A whole number of at least 0."""
+    if not text.isascii() or not text.isdigit():
+        raise argparse.ArgumentTypeError(f"got {text!r}; expected a whole number of at least 0")
+    return int(text)
+
+
+def seed_list(text: str) -> list[int]:
+    """`7`, `0:64` (64 left out), `1,5,9` or a mixture -> the seeds, each once, in order."""
+    seeds: dict[int, None] = {}
+    for part in text.split(","):
+        first, colon, end = part.partition(":")
+        start = counting(first)
+        found = range(start, counting(end) if colon else start + 1)
+        if not found:
+            raise argparse.ArgumentTypeError(f"{part!r} holds no seed; expected FIRST:END as in 0:64")
+        seeds.update(dict.fromkeys(found))
+    return list(seeds)
+
+
+def strength(text: str) -> float | str:
+    """A guidance strength, or the word `default`."""
+    if text == "default":
+        return text
+    try:
+        return float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"got {text!r}; expected a number: put PROMPT before --guide, or write --guide default"
+        ) from None
+
+
+def dimensions(text: str) -> tuple[int, int]:
+    """`512` or `768x512` -> (width, height) in pixels."""
+    width, _, height = text.lower().partition("x")
+    return positive(width), positive(height or width)
+
+
+def one_line(error: BaseException) -> str:
+    """What an error says, as one line; without the number that the system gives it."""
+    text = str(error)
+    if isinstance(error, OSError) and error.strerror:
+        text = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    return " ".join(text.split()) or type(error).__name__
+
+
+def progress(total: int, what: str, unit: str = "image") -> Any:
+    """A tqdm bar on stderr: for work of more than a second; off a terminal a line every ten seconds."""
+    from tqdm import tqdm
+
+    interval = 0.1 if sys.stderr.isatty() else 10
+    return tqdm(total=total, desc=what, unit=unit, file=sys.stderr, delay=1, mininterval=interval, dynamic_ncols=True)
+
+
+def say(text: str) -> None:
+    """A message for people: on stderr, above a progress bar."""
+    from tqdm import tqdm
+
+    tqdm.write(text, file=sys.stderr)
+
+
+def _is_for_people(error: Exception) -> bool:
+    """Whether the message alone says what to do; anything else is a defect, and its traceback is wanted."""
+    from .models import WeightsError
+
+    return isinstance(error, (ValueError, OSError, ImportError, WeightsError))
+
+
+def _drop_unwritten() -> None:
+    """What could not be written to stdout goes nowhere, or the interpreter would fail on it once more at exit."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, sys.stdout.fileno())
+        os.close(null)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,273 @@
+"""`iqguide sample` and `iqguide demo`: generate with a diffusers pipeline, guided, best of N or both."""
+
+from __future__ import annotations
+
+import argparse
+import inspect
+import json
+import statistics
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor, nn
+
+from . import __version__
+from .cli import OK, one_line, progress, say
+from .cli_score import best_device
+from .guidance import RewardGuidance
+from .guidance.search import best_of_n
+from .images import atomic_write, save_image, to_pil
+from .models import create_model
+from .models.weights import is_offline
+from .rerank import Ranking, rank
+from .rewards import Reward
+
+DEMO = Path(__file__).resolve().parent / "models" / "assets" / "demo"
+DENOISERS = ("unet", "transformer", "transformer_2")
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One generated picture, and what samples.json says about it."""
+
+    image: Image.Image
+    seed: int
+    candidate_seed: int
+    score: float
+    time_s: float
+    nfe: int
+
+    def record(self) -> dict[str, Any]:
+        """The entry of samples.json."""
+        return {name: getattr(self, name) for name in ("seed", "candidate_seed", "score", "time_s", "nfe")}
+
+
+def run_sample(options: argparse.Namespace) -> int:
+    """Write DIR/SEED.png for each seed, and DIR/samples.json after each."""
+    out = Path(options.out)
+    out.mkdir(parents=True, exist_ok=True)
+    device = best_device(options.device)
+    reward = create_model(options.model, weights=options.weights, device=device)
+    pipe = load_pipeline(options.pipeline, device, options.dtype)
+    call = {
+        "prompt": options.prompt,
+        "negative_prompt": options.negative_prompt,
+        "num_inference_steps": options.steps,
+        "guidance_scale": options.guidance_scale,
+        "width": options.size and options.size[0],
+        "height": options.size and options.size[1],
+    }
+    call = {name: value for name, value in call.items() if value is not None}
+    _check_call(pipe, call)
+    guidance = _guidance(reward, options.guide)
+    settings = call | {"pipeline": options.pipeline, "model": options.model, "iqguide": __version__}
+    settings |= {"guide": guidance.scale if guidance else None, "best_of": options.best_of}
+    how = {"guidance": guidance, "best_of": options.best_of, "batch_size": options.batch_size}
+    records = []
+    with progress(len(options.seeds), "sample") as bar:
+        for sample in draw(pipe, reward, options.seeds, **how, **call):
+            text = json.dumps(settings | {"seed": sample.seed, "candidate_seed": sample.candidate_seed})
+            save_image(sample.image, out / f"{sample.seed}.png", metadata={"iqguide": text})
+            records.append(sample.record())
+            atomic_write(out / "samples.json", json.dumps(records, indent=1).encode())
+            bar.update()
+    mean = statistics.fmean(record["score"] for record in records)
+    say(f"iqguide: {len(records)} images in {out}, mean score {mean:.4f} by {options.model}.")
+    return OK
+
+
+def draw(
+    pipe: Any,
+    reward: Reward,
+    seeds: Sequence[int],
+    *,
+    guidance: RewardGuidance | None = None,
+    best_of: int | None = None,
+    batch_size: int = 1,
+    **call: Any,
+) -> Iterator[Sample]:
+    """Generate one picture for each seed.
+
+    Args:
+        pipe: a diffusers pipeline.
+        reward: images (N, 3, H, W) in [0, 1] -> (N,), higher is better; on the device of the pipeline.
+        seeds: one for each picture; equal seeds start from equal noise, guided or not.
+        guidance: None for none.
+        best_of: candidates for each picture, whose seeds are seed * best_of + 0, 1, ...; None for the seed itself.
+        batch_size: pictures in one call of the pipeline.
+        **call: what the pipeline is called with.
+
+    Yields:
+        A `Sample` for each seed, in their order; its score is that of the picture rounded to 8 bits.
+    """
+    groups = [[seed] for seed in seeds]
+    if not best_of:
+        groups = [list(seeds[i : i + batch_size]) for i in range(0, len(seeds), batch_size)]
+    with _guided(pipe, guidance, call), _counted_rows(pipe) as rows:
+        for group in groups:
+            wanted = [group[0] * best_of + i for i in range(best_of)] if best_of else group
+            rows.clear()
+            start = time.perf_counter()
+            ranking = best_of_n(
+                pipe, reward, n=len(wanted), seeds=wanted, batch_size=batch_size, top_k=1 if best_of else None, **call
+            )
+            spent = time.perf_counter() - start
+            yield from _samples(ranking, reward, group, spent / len(group), sum(rows) // len(group))
+
+
+def _samples(ranking: Ranking, reward: Reward, seeds: list[int], time_s: float, nfe: int) -> Iterator[Sample]:
+    """The pictures of a ranking (one for each seed), scored as the 8-bit files that they become."""
+    pictures = [to_pil(image) for image in ranking.images]
+    scores = rank(pictures, reward, batch_size=len(pictures)).scores.tolist()
+    for seed, candidate, picture, score in zip(seeds, ranking.seeds, pictures, scores, strict=True):
+        yield Sample(picture, seed, candidate, score, round(time_s, 4), nfe)
+
+
+def load_pipeline(name: str, device: torch.device, dtype: str | None = None) -> Any:
+    """A diffusers pipeline, quiet and on its device.
+
+    Args:
+        name: "demo" (bundled), a folder made by `save_pretrained`, or the id of a model on the Hugging Face hub.
+        device: where to.
+        dtype: "float32", "bfloat16" or "float16"; None for float32 on a CPU and a fast half elsewhere.
+
+    Raises:
+        ValueError: it is not there, cannot be read or cannot be downloaded.
+    """
+    import diffusers
+
+    diffusers.utils.logging.disable_progress_bar()
+    if name == "demo":
+        from diffusers import StableDiffusionPipeline as Pipeline
+
+        if not (DEMO / "model_index.json").is_file():
+            raise ValueError(f"{DEMO}, which comes with the package, is missing; install the package again.")
+    else:
+        from diffusers import DiffusionPipeline as Pipeline
+    place = DEMO if name == "demo" else Path(name).expanduser()
+    version = tuple(int(part) for part in diffusers.__version__.split(".")[:2])
+    keyword = "dtype" if version >= (0, 42) else "torch_dtype"
+    local = place.is_dir()
+    try:
+        pipe = Pipeline.from_pretrained(
+            place if local else name,
+            local_files_only=local or is_offline(),
+            **{keyword: getattr(torch, dtype) if dtype else _usual_dtype(device)},
+        )
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"cannot load the pipeline {name!r} ({one_line(error)}); expected 'demo', a folder made by save_pretrained,"
+            " or the id of a model on the Hugging Face hub that can be downloaded."
+        ) from error
+    pipe.set_progress_bar_config(disable=True)
+    return pipe.to(device)
+
+
+def _check_call(pipe: Any, call: dict[str, Any]) -> None:
+    """Refuse an option that this pipeline does not have."""
+    known = inspect.signature(type(pipe).__call__).parameters
+    for name in call:
+        if name not in known:
+            raise ValueError(f"{type(pipe).__name__} has no {name}; leave out --{name.replace('_', '-')}.")
+
+
+def _usual_dtype(device: torch.device) -> torch.dtype:
+    if device.type == "cpu":
+        return torch.float32
+    return torch.bfloat16 if device.type == "cuda" and torch.cuda.is_bf16_supported() else torch.float16
+
+
+def _guidance(reward: Reward, strength: float | str | None) -> RewardGuidance | None:
+    if strength is None:
+        return None
+    return RewardGuidance(reward) if strength == "default" else RewardGuidance(reward, scale=strength)
+
+
+def _guided(pipe: Any, guidance: RewardGuidance | None, call: dict[str, Any]) -> Any:
+    if guidance is None:
+        return nullcontext()
+    from .guidance.diffusers import guided
+
+    return guided(pipe, guidance, height=call.get("height"), width=call.get("width"))
+
+
+@contextmanager
+def _counted_rows(pipe: Any) -> Iterator[list[int]]:
+    """A list that gets the number of rows of each call of the denoiser."""
+    rows: list[int] = []
+
+    def note(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        rows.append(len(next(value for value in (*args, *kwargs.values()) if isinstance(value, Tensor))))
+
+    modules = [getattr(pipe, name, None) for name in DENOISERS]
+    hooks = [m.register_forward_pre_hook(note, with_kwargs=True) for m in modules if isinstance(m, nn.Module)]
+    try:
+        yield rows
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def run_demo(options: argparse.Namespace) -> int:
+    """Unguided, guided, best of N and both: print a table and write demo.png."""
+    out = Path(options.out)
+    out.mkdir(parents=True, exist_ok=True)
+    device = best_device(options.device)
+    reward = create_model(options.model, weights=options.weights, device=device)
+    pipe = load_pipeline("demo", device)
+    seeds = list(range(options.seeds))
+    call = {"prompt": options.prompt, "num_inference_steps": options.steps}
+    guidance, best_of = {"guidance": RewardGuidance(reward)}, {"best_of": options.best_of}
+    best = f"best of {options.best_of}"
+    methods = {"unguided": {}, "guided": guidance, best: best_of, f"guided, {best}": guidance | best_of}
+    for how in ({}, guidance):  # the first call of anything is slow and would spoil the times
+        list(draw(pipe, reward, [0], **how, **call))
+    results: dict[str, list[Sample]] = {}
+    with progress(len(seeds) * len(methods), "demo") as bar:
+        for method, how in methods.items():
+            results[method] = []
+            for sample in draw(pipe, reward, seeds, **how, **call):
+                results[method].append(sample)
+                bar.update()
+    path = out / "demo.png"
+    save_image(picture_table(results), path)
+    print(f"{'method':<20} {'mean score':>10} {'s / image':>10}")
+    for method, samples in results.items():
+        mean, seconds = (statistics.fmean(getattr(s, name) for s in samples) for name in ("score", "time_s"))
+        print(f"{method:<20} {mean:>10.4f} {seconds:>10.2f}")
+    print(path)
+    return OK
+
+
+def picture_table(results: dict[str, list[Sample]], side: int = 256) -> Image.Image:
+    """Pictures side by side: a row for each method, a column for each seed, the score under each picture.
+
+    Args:
+        results: for each method the samples of the same seeds.
+        side: of a picture in the table, pixels.
+    """
+    font, small = (ImageFont.load_default(size) for size in (22, 16))
+    margin, top, gap, line = 210, 40, 8, 24
+    columns = next(iter(results.values()))
+    width, height = margin + len(columns) * (side + gap), top + len(results) * (side + line + gap)
+    table = Image.new("RGB", (width, height), "white")
+    pen = ImageDraw.Draw(table)
+    for column, sample in enumerate(columns):
+        x = margin + column * (side + gap)
+        pen.text((x + side / 2, top / 2), f"seed {sample.seed}", "black", font, anchor="mm")
+    for row, (method, samples) in enumerate(results.items()):
+        y = top + row * (side + line + gap)
+        pen.text((gap, y + side / 2 - 14), method, "black", font, anchor="lm")
+        mean = statistics.fmean(sample.score for sample in samples)
+        pen.text((gap, y + side / 2 + 14), f"mean score {mean:.3f}", "dimgrey", small, anchor="lm")
+        for column, sample in enumerate(samples):
+            x = margin + column * (side + gap)
+            table.paste(sample.image.resize((side, side), Image.Resampling.LANCZOS), (x, y))
+            pen.text((x + side / 2, y + side + line / 2), f"{sample.score:.3f}", "dimgrey", small, anchor="mm")
+    return table

@@ -1,0 +1,188 @@
+"""`iqguide score` and `iqguide rank`: many files in, one score or one reason for each."""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import shutil
+import sys
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from .cli import FAILED, OK, one_line, progress, say
+from .images import IMAGE_SUFFIXES, ImageError, load_images, resize_short_side
+from .models import MODELS, create_model
+from .rerank import best_first, equal_sized, score_batch
+from .rewards import Reward
+
+BATCH_SIZE = 8
+BATCH_PIXELS = 4 * 2**20
+"""A batch holds no more pixels than this, unless one image does: it bounds the memory."""
+
+
+@dataclass
+class Row:
+    """One line of the output."""
+
+    path: str
+    score: float | None = None
+    error: str | None = None
+
+
+def run_score(options: argparse.Namespace) -> int:
+    """Print a score for each file; 0 if any was scored."""
+    rows = _score_all(options)
+    if options.json:
+        _print_json(rows)
+    elif options.csv:
+        writer = csv.writer(sys.stdout, lineterminator="\n")
+        writer.writerows([("path", "score", "error"), *((row.path, row.score, row.error) for row in rows)])
+    else:
+        _print_table(rows)
+    return OK if any(row.error is None for row in rows) else FAILED
+
+
+def run_rank(options: argparse.Namespace) -> int:
+    """Print the best files, best first, and copy them where that is wanted; 0 if any was scored."""
+    scored = [row for row in _score_all(options) if row.error is None]
+    order = best_first(torch.tensor([row.score for row in scored], dtype=torch.float64))
+    best = [scored[i] for i in order[: options.top].tolist()]
+    if options.copy_to and best:
+        _copy([Path(row.path) for row in best], Path(options.copy_to))
+    if options.json:
+        _print_json(best)
+    else:
+        _print_table(best)
+    return OK if best else FAILED
+
+
+def image_files(paths: list[str], recursive: bool) -> list[Path]:
+    """Files as they are given, folders as the images in them, sorted; hidden files are left out.
+
+    Raises:
+        ValueError: there is no image at all.
+    """
+    files: list[Path] = []
+    for path in map(Path, paths):
+        if not path.is_dir():
+            files.append(path)
+            continue
+        inside = path.rglob("*") if recursive else path.iterdir()
+        files += sorted(f for f in inside if f.suffix.lower() in IMAGE_SUFFIXES and _is_shown(f, path))
+    if not files:
+        hint = "" if recursive else " Add --recursive to look into the folders inside."
+        raise ValueError(f"there is no image in {', '.join(paths)}; expected files such as .png or .jpg.{hint}")
+    return list(dict.fromkeys(files))
+
+
+def _is_shown(file: Path, folder: Path) -> bool:
+    hidden = any(part.startswith(".") for part in file.relative_to(folder).parts)
+    return not hidden and not file.is_dir()
+
+
+def _score_all(options: argparse.Namespace) -> list[Row]:
+    rows = [Row(str(path)) for path in image_files(options.paths, options.recursive)]
+    device = best_device(options.device)
+    reward = create_model(options.model, weights=options.weights, device=device)
+    limit = MODELS[options.model].native_size if options.size is None else options.size
+    with progress(len(rows), options.model) as bar:
+        for row in _scored(rows, reward, device, limit):
+            if row.error is not None:
+                say(f"iqguide: {row.error if row.path in row.error else f'{row.path}: {row.error}'}")
+            bar.update()
+    good = sum(row.error is None for row in rows)
+    reduced = f"short side at most {limit} px" if limit else "at the size of the files"
+    say(f"iqguide: {good} of {len(rows)} images scored by {options.model}, {reduced}.")
+    return rows
+
+
+def _scored(rows: list[Row], reward: Reward, device: torch.device, limit: int | None) -> Iterator[Row]:
+    """Fill in the rows and yield each when it is done; reads no more than one batch ahead."""
+    waiting: list[Row] = []
+    bad: list[Row] = []
+
+    def readable() -> Iterator[Tensor]:
+        for row in rows:
+            try:
+                image = load_images(row.path)
+            except (ImageError, OSError) as error:
+                row.error = one_line(error)
+                bad.append(row)
+                continue
+            waiting.append(row)
+            yield resize_short_side(image, limit, enlarge=False) if limit else image
+
+    for batch in equal_sized(readable(), BATCH_SIZE, BATCH_PIXELS):
+        done = waiting[: len(batch)]
+        del waiting[: len(batch)]
+        _fill(done, torch.cat(batch).to(device), reward)
+        yield from done
+        yield from bad
+        bad.clear()
+    yield from bad
+
+
+def _fill(rows: list[Row], images: Tensor, reward: Reward) -> None:
+    try:
+        scores = score_batch(images, reward).tolist()
+    except ValueError as error:  # one size, one reason: such as too small for this model
+        for row in rows:
+            row.error = one_line(error)
+        return
+    for row, score in zip(rows, scores, strict=True):
+        if score == score:
+            row.score = score
+        else:
+            row.error = f"{row.path} has the score NaN; look at the weights of the model."
+
+
+def best_device(name: str | None) -> torch.device:
+    """The device of that name; by default CUDA, else MPS, else the CPU.
+
+    Raises:
+        ValueError: there is no such device here.
+    """
+    if name is None:
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device).cpu()
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"device {name!r} cannot be used here ({reason}); try --device cpu.") from error
+    return device
+
+
+def _copy(files: list[Path], folder: Path) -> None:
+    """Copy files under their names, with their place in front where two have one name; overwrites nothing."""
+    folder.mkdir(parents=True, exist_ok=True)
+    names = [file.name for file in files]
+    width = len(str(len(files)))
+    targets = [
+        folder / (name if names.count(name) == 1 else f"{place:0{width}}_{name}")
+        for place, name in enumerate(names, start=1)
+    ]
+    taken = [target for target in targets if target.exists()]
+    if taken:
+        raise ValueError(f"{taken[0]} exists already; nothing was copied: choose an empty folder for --copy-to.")
+    for file, target in zip(files, targets, strict=True):
+        try:
+            shutil.copy2(file, target)
+        except OSError as error:
+            target.unlink(missing_ok=True)
+            raise OSError(error.errno, f"cannot copy {file} to {target}: {error.strerror}.") from error
+
+
+def _print_json(rows: list[Row]) -> None:
+    print(json.dumps([asdict(row) for row in rows], indent=1))
+
+
+def _print_table(rows: list[Row]) -> None:
+    for row in rows:
+        if row.error is None:
+            print(f"{row.score:.4f}  {row.path}")
