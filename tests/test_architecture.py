@@ -54,6 +54,8 @@ def module_of(path: Path) -> str:
 
 
 def layer_of(module: str) -> str:
+    if module.startswith("cli_"):  # the commands, one file each
+        return "cli"
     return module if module in TABLE else module.split(".")[0]
 
 
