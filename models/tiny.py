@@ -1,0 +1,99 @@
+"""`tiny`: the small quality model that comes with the package, made to be differentiated.
+
+A plain convolutional network on the pixels as they are, pooled over the whole picture, so any size from 32 px up works.
+The activations are smooth and the training asks that the gradient at a degraded picture points back to the clean one
+(training/objectives.py), because a guide that only sorts pictures well pushes them anywhere.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from .checks import check_images, working_dtype
+
+WIDTHS = (24, 48, 96, 160)
+BLOCKS = (0, 1, 2, 2)
+
+
+class Residual(nn.Module):
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.body = nn.Sequential(
+            nn.Conv2d(width, width, 3, padding=1, bias=False),
+            nn.BatchNorm2d(width),
+            nn.SiLU(),
+            nn.Conv2d(width, width, 3, padding=1, bias=False),
+            nn.BatchNorm2d(width),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.silu(x + self.body(x))
+
+
+def _stage(before: int, width: int, blocks: int) -> nn.Sequential:
+    """Halve the size with a smooth kernel, then refine."""
+    down = [nn.Conv2d(before, width, 4, stride=2, padding=1, bias=False), nn.BatchNorm2d(width), nn.SiLU()]
+    return nn.Sequential(*down, *(Residual(width) for _ in range(blocks)))
+
+
+def _mean_and_spread(features: Tensor) -> Tensor:
+    """Mean and standard deviation over the picture, (N, C, h, w) -> (N, 2C)."""
+    variance, mean = torch.var_mean(features, (2, 3), correction=0)
+    return torch.cat([mean, (variance + 1e-4).sqrt()], 1)
+
+
+class Tiny(nn.Module):
+    """Small no-reference quality model; a Reward.
+
+    `model(images)` is the score in [0, 1], fitted to people's opinions (0 worst, 1 best, about MOS / 100);
+    `model.margin(images)` is the same order without the saturation, in standard deviations over clean photographs:
+    0 is the average clean photograph. Differentiable, no random part, and a batch gives what one image at a time gives.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stages = nn.ModuleList(
+            _stage(before, width, blocks)
+            for before, width, blocks in zip((3, *WIDTHS[:-1]), WIDTHS, BLOCKS, strict=True)
+        )
+        self.head = nn.Sequential(nn.Linear(2 * sum(WIDTHS[1:]), 128), nn.SiLU(), nn.Linear(128, 1))
+        self.register_buffer("margin_mean", torch.zeros(()))
+        self.register_buffer("margin_std", torch.ones(()))
+        self.register_buffer("score_scale", torch.ones(()))
+        self.register_buffer("score_shift", torch.zeros(()))
+
+    def raw(self, images: Tensor) -> Tensor:
+        """The head's own output, (N, 3, H, W) in [0, 1] -> (N,) float32 (float64 for a float64 model)."""
+        check_images(images)
+        x = images.to(self.stages[0][0].weight.dtype) * 2 - 1
+        pooled = []
+        for stage in self.stages:
+            x = stage(x)
+            pooled.append(x)
+        dtype = working_dtype(x.dtype)
+        features = torch.cat([_mean_and_spread(x.to(dtype)) for x in pooled[1:]], 1)
+        for layer in self.head:
+            features = (
+                F.linear(features, layer.weight.to(dtype), layer.bias.to(dtype))
+                if isinstance(layer, nn.Linear)
+                else layer(features)
+            )
+        return features.squeeze(1)
+
+    def margin(self, images: Tensor) -> Tensor:
+        """Unsaturated score (N,) in standard deviations over clean photographs; see the class."""
+        return (self.raw(images) - self.margin_mean.float()) / self.margin_std.float()
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Score (N,) in [0, 1]; see the class.
+
+        Args:
+            images: (N, 3, H, W) RGB in [0, 1], any floating dtype, both sides at least 32 px.
+
+        Raises:
+            TypeError: not a tensor, or not floating point.
+            ValueError: wrong shape, or too small.
+        """
+        return torch.sigmoid(self.margin(images) * self.score_scale.float() + self.score_shift.float())

@@ -1,0 +1,156 @@
+"""Train the demo generator's autoencoder, a small diffusers AutoencoderTiny (f8, 8 latent channels).
+
+    python recipes/demo_generator/autoencoder.py --corpus corpus.npz --out runs/vae
+    python recipes/demo_generator/autoencoder.py --corpus corpus.npz --out runs/vae-fine --decoder-of runs/vae
+
+The second line goes on with the decoder alone, so a generator can train on the first one's latents meanwhile. Losses: L1 at full and quarter size, the local energy of three detail bands (so that noise and texture keep their strength where their exact
+shape cannot be coded), and for the decoder alone a hinge patch discriminator with feature matching. Latents
+get a little noise, so that the decoder is smooth.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffusers import AutoencoderTiny
+from torch import Tensor, nn
+from torch.nn import functional as F
+from tqdm import tqdm
+
+LATENT_CHANNELS = 8
+
+
+def build() -> AutoencoderTiny:
+    return AutoencoderTiny(
+        latent_channels=LATENT_CHANNELS,
+        encoder_block_out_channels=(48, 48, 48, 48),
+        decoder_block_out_channels=(32, 32, 32, 32),
+        num_encoder_blocks=(0, 1, 2, 3),
+        num_decoder_blocks=(4, 4, 2, 0),
+    )
+
+
+def detail_bands(images: Tensor, levels: int = 3) -> list[Tensor]:
+    bands = []
+    for _ in range(levels):
+        low = F.avg_pool2d(images, 2)
+        bands.append(images - F.interpolate(low, scale_factor=2, mode="bilinear"))
+        images = low
+    return bands
+
+
+def energy_loss(decoded: Tensor, images: Tensor) -> Tensor:
+    """L1 distance of the local RMS (8x8 windows at the band's own size) of the detail bands."""
+    loss = decoded.new_zeros(())
+    for a, b in zip(detail_bands(decoded), detail_bands(images), strict=True):
+        rms_a, rms_b = ((F.avg_pool2d(band.square(), 8, 4) + 1e-4).sqrt() for band in (a, b))
+        loss = loss + (rms_a - rms_b).abs().mean()
+    return loss
+
+
+class Discriminator(nn.Module):
+    def __init__(self, width: int = 32) -> None:
+        super().__init__()
+        sizes = (3, width, width * 2, width * 4)
+        self.layers = nn.ModuleList(
+            nn.utils.parametrizations.spectral_norm(nn.Conv2d(a, b, 4, 2, 1))
+            for a, b in zip(sizes, sizes[1:], strict=False)
+        )
+        self.head = nn.Conv2d(sizes[-1], 1, 3, padding=1)
+
+    def forward(self, images: Tensor) -> tuple[Tensor, list[Tensor]]:
+        features, x = [], images * 2 - 1
+        for layer in self.layers:
+            x = F.leaky_relu(layer(x), 0.2)
+            features.append(x)
+        return self.head(x), features
+
+
+def batch(corpus: Tensor, size: int, crop: int, generator: torch.Generator) -> Tensor:
+    picks = torch.randint(len(corpus), (size,), generator=generator)
+    # crops start on the 8-pixel grid, because blocks do too
+    x, y = (torch.randint(0, (128 - crop) // 8 + 1, (), generator=generator).item() * 8 for _ in "xy")
+    return (corpus[picks, :, y : y + crop, x : x + crop].float() / 255).contiguous(memory_format=torch.channels_last)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--corpus", type=Path, required=True)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--minutes", type=float, default=10)
+    parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument("--crop", type=int, default=64)
+    parser.add_argument("--init", type=Path, help="go on from this autoencoder")
+    parser.add_argument("--decoder-of", type=Path, help="go on from this autoencoder with its encoder frozen")
+    args = parser.parse_args()
+    torch.manual_seed(0)
+    generator = torch.Generator().manual_seed(0)
+    corpus = torch.from_numpy(np.load(args.corpus)["images"])
+    adversarial = args.decoder_of is not None
+    init = args.decoder_of or args.init
+    vae = AutoencoderTiny.from_pretrained(init) if init else build()
+    vae.to(memory_format=torch.channels_last).encoder.requires_grad_(not adversarial)
+    judge = Discriminator().to(memory_format=torch.channels_last)
+    optimiser = torch.optim.AdamW(vae.parameters(), 1e-3, betas=(0.9, 0.95), weight_decay=1e-3)
+    judge_optimiser = torch.optim.AdamW(judge.parameters(), 4e-4, betas=(0.5, 0.95))
+    start = time.time()
+    saved, step, log = 0.0, 0, {}
+    progress = tqdm(total=100, desc="autoencoder", unit="%")
+    while (share := (time.time() - start) / (args.minutes * 60)) < 1:
+        progress.update(int(share * 100) - progress.n)
+        for group in optimiser.param_groups:
+            group["lr"] = (5e-4 if adversarial else 1.5e-3) * min(1, step / 100) * max(0.03, min(1.0, 2 * (1 - share)))
+        images = batch(corpus, args.batch, args.crop, generator)
+        with torch.autocast("cpu", torch.bfloat16):
+            latents = vae.encoder(images * 2 - 1)
+            noisy = latents + 0.1 * torch.randn_like(latents)
+            decoded = (vae.decoder(noisy) + 1) / 2  # the decoder answers in [-1, 1]
+        decoded = decoded.float()
+        error = decoded - images
+        loss = error.abs().mean() + F.avg_pool2d(error, 4).abs().mean() + 0.3 * energy_loss(decoded, images)
+        # keep every channel near mean 0 and spread 1: the diffusion model and the decoder's tanh(x / 3) * 3 expect it
+        variance, mean = torch.var_mean(latents.float(), (0, 2, 3))
+        loss = loss + 0.02 * ((variance - 1).square() + mean.square()).mean()
+        log = {
+            "step": step,
+            "l1": (decoded - images).abs().mean().item(),
+            "energy": energy_loss(decoded, images).item(),
+        }
+        if adversarial:
+            judge.requires_grad_(False)
+            with torch.autocast("cpu", torch.bfloat16):
+                fake, fake_features = judge(decoded)
+                with torch.no_grad():
+                    real_features = judge(images)[1]
+                matching = sum(
+                    (a.float() - b.float()).abs().mean() for a, b in zip(fake_features, real_features, strict=True)
+                )
+            loss = loss - 0.02 * fake.float().mean() + 0.05 * matching
+            judge.requires_grad_(True)
+        optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
+        optimiser.step()
+        if adversarial:
+            with torch.autocast("cpu", torch.bfloat16):
+                real, fake = judge(images)[0], judge(decoded.detach())[0]
+            judge_loss = F.relu(1 - real.float()).mean() + F.relu(1 + fake.float()).mean()
+            judge_optimiser.zero_grad(set_to_none=True)
+            judge_loss.backward()
+            judge_optimiser.step()
+            log["judge"] = judge_loss.item()
+        step += 1
+        if step % 50 == 0:
+            progress.set_postfix({k: f"{v:.3f}" if isinstance(v, float) else v for k, v in log.items()})
+        if time.time() - saved > 120:
+            vae.save_pretrained(args.out / "checkpoint")
+            saved = time.time()
+    vae.save_pretrained(args.out)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,100 @@
+"""Natural image patches of mixed quality, with words that can be computed from the clean picture.
+
+    python recipes/demo_generator/corpus.py --data DIR --out corpus.npz
+
+Every patch is a 128-pixel crop of a clean photograph at a random scale. Half of them stay clean; the others are
+blurred, noisy or blocky at a random strength, as pictures on the web are. The words describe brightness, colour, texture
+and tint of the patch before it was degraded, so they say nothing about its quality.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from iqguide.training import distortions
+
+SIZE = 128
+KINDS = ("clean", "blur", "noise", "blocks")
+DEGRADATIONS = (  # one row a kind after the first: function, weakest and strongest parameter
+    (distortions.gaussian_blur, 1.2, 3.5),
+    (distortions.grain, 0.07, 0.18),
+    (distortions.jpeg, 12, 3),
+)
+CLEAN_SHARE = 0.5
+WORDS = (("dark", "bright"), ("grey", "colourful"), ("smooth", "busy"), ("cool", "warm"))
+
+
+def attributes(images: torch.Tensor) -> torch.Tensor:
+    """Brightness, colourfulness, busyness and warmth of images (N, 3, H, W) in [0, 1] -> (N, 4)."""
+    luma = distortions.luma(images)[:, 0]
+    chroma = images - luma[:, None]
+    busy = (luma.diff(dim=-1).abs().mean((1, 2)) + luma.diff(dim=-2).abs().mean((1, 2)) + 1e-3).log()
+    warm = (images[:, 0] - images[:, 2]).mean((1, 2))
+    return torch.stack([luma.mean((1, 2)), chroma.abs().mean((1, 2, 3)), busy, warm], 1)
+
+
+def photographs(data: Path) -> list[Path]:
+    """The clean photographs, and the better half of the human-scored ones (which are reduced before use)."""
+    rows = [line.split(",") for line in (data / "live-challenge" / "mos.csv").read_text().splitlines()[1:]]
+    good = [data / "live-challenge" / "images" / row[0] for row in rows if float(row[1]) > 55]
+    return sorted((data / "pristine" / "images").glob("*.jpg")) + sorted(good)
+
+
+def crop(path: Path, count: int, rng: np.random.Generator) -> list[np.ndarray]:
+    """Random square crops at scales from nearly the whole picture to twice reduced, resampled to SIZE."""
+    photo = Image.open(path).convert("RGB")
+    short = min(photo.size)
+    least = SIZE * (1.0 if "pristine" in str(path) else 2.0)
+    patches = []
+    while len(patches) < count:
+        side = int(np.exp(rng.uniform(np.log(min(least, short)), np.log(short))))
+        x, y = (int(rng.integers(0, extent - side + 1)) for extent in photo.size)
+        patch = np.asarray(photo.resize((SIZE, SIZE), Image.Resampling.LANCZOS, (x, y, x + side, y + side)))
+        patches.append(patch[:, ::-1] if rng.random() < 0.5 else patch)
+    return patches
+
+
+def degrade(images: torch.Tensor, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
+    """Degrade half of the images, each in one way; returns images and kind (N,) as an index into KINDS."""
+    n = len(images)
+    kind = torch.randint(1, len(KINDS), (n,), generator=generator)
+    kind[torch.rand(n, generator=generator) < CLEAN_SHARE] = 0
+    level = torch.rand(n, generator=generator)
+    out = images.clone()
+    for k, (function, low, high) in enumerate(DEGRADATIONS, start=1):
+        chosen = kind == k
+        if chosen.any():
+            out[chosen] = function(images[chosen], low + (high - low) * level[chosen], generator)
+    return out, kind
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--out", type=Path, default=Path("corpus.npz"))
+    parser.add_argument("--patches", type=int, default=40, help="per photograph")
+    args = parser.parse_args()
+    rng, generator = np.random.default_rng(0), torch.Generator().manual_seed(0)
+    images, kinds, values = [], [], []
+    for path in photographs(args.data):
+        clean = torch.from_numpy(np.stack(crop(path, args.patches, rng))).permute(0, 3, 1, 2) / 255
+        degraded, kind = degrade(clean, generator)
+        images.append((degraded * 255).round().byte())
+        kinds.append(kind)
+        values.append(attributes(clean))
+    order = torch.randperm(sum(map(len, kinds)), generator=generator)
+    np.savez(
+        args.out,
+        images=torch.cat(images)[order].numpy(),
+        kinds=torch.cat(kinds)[order].numpy(),
+        attributes=torch.cat(values)[order].numpy(),
+    )
+
+
+if __name__ == "__main__":
+    main()

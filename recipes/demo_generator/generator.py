@@ -1,0 +1,187 @@
+"""Train the demo generator, a miniature Stable Diffusion: UNet and text encoder together on the corpus' latents.
+
+    python recipes/demo_generator/generator.py --corpus corpus.npz --vae runs/vae --out runs/demo
+
+v-prediction on a cosine schedule, 15 % of the prompts dropped for classifier-free guidance, weights averaged over the
+run. The result is a folder of diffusers' own StableDiffusionPipeline. `--resume` goes on from the last checkpoint.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from corpus import WORDS
+from diffusers import AutoencoderTiny, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from torch import Tensor, nn
+from tqdm import tqdm
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+PROMPT_TOKENS = 16
+
+
+def build_tokenizer(folder: Path) -> CLIPTokenizer:
+    """CLIP's byte-pair tokenizer with the few merges that spell our words."""
+    letters = [chr(c) for c in range(ord("a"), ord("z") + 1)] + [","]
+    tokens = ["<|startoftext|>", "<|endoftext|>", *letters, *(f"{letter}</w>" for letter in letters)]
+    merges = []
+    for word in sum(WORDS, ()):
+        pieces = [*word[:-1], f"{word[-1]}</w>"]
+        while len(pieces) > 1:
+            merges.append(f"{pieces[0]} {pieces[1]}")
+            pieces[:2] = ["".join(pieces[:2])]
+            tokens.append(pieces[0])
+    folder.mkdir(parents=True, exist_ok=True)
+    vocabulary = {token: n for n, token in enumerate(dict.fromkeys(tokens))}
+    (folder / "vocab.json").write_text(json.dumps(vocabulary))
+    (folder / "merges.txt").write_text("#version: 0.2\n" + "\n".join(dict.fromkeys(merges)) + "\n")
+    return CLIPTokenizer.from_pretrained(folder, model_max_length=PROMPT_TOKENS)
+
+
+def build_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
+    config = CLIPTextConfig(
+        vocab_size=len(tokenizer), hidden_size=128, intermediate_size=256, num_hidden_layers=2, num_attention_heads=4,
+        max_position_embeddings=PROMPT_TOKENS, bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )  # fmt: skip
+    return CLIPTextModel(config)
+
+
+def build_unet() -> UNet2DConditionModel:
+    return UNet2DConditionModel(
+        sample_size=16, in_channels=8, out_channels=8, block_out_channels=(96, 192), layers_per_block=1,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"), up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        cross_attention_dim=128, attention_head_dim=4,
+    )  # fmt: skip
+
+
+def build_scheduler() -> DDIMScheduler:
+    return DDIMScheduler(
+        beta_schedule="squaredcos_cap_v2",
+        prediction_type="v_prediction",
+        clip_sample=False,
+        timestep_spacing="trailing",
+    )
+
+
+def prompts(attributes: np.ndarray, thirds: np.ndarray, rng: np.random.Generator) -> list[str]:
+    """Words for the outer thirds of each attribute, each said four times in five; 15 % of the prompts are empty."""
+    low, high = thirds
+    said = rng.random(attributes.shape) < 0.8
+    dropped = rng.random(len(attributes)) < 0.15
+    lines = []
+    for values, say, drop in zip(attributes, said, dropped, strict=True):
+        words = [
+            pair[int(value >= h)]
+            for pair, value, keep, lo, h in zip(WORDS, values, say, low, high, strict=True)
+            if keep and (value <= lo or value >= h)
+        ]
+        rng.shuffle(words)
+        lines.append("" if drop else ", ".join(words))
+    return lines
+
+
+@torch.no_grad()
+def encode(images: np.ndarray, vae: AutoencoderTiny) -> Tensor:
+    """Latents of the images and of their mirror images, (2, N, 8, 16, 16) half precision."""
+    latents = []
+    for chunk in tqdm(torch.from_numpy(images).split(128), desc="latents"):
+        x = chunk.float() / 127.5 - 1
+        with torch.autocast("cpu", torch.bfloat16):
+            latents.append(torch.stack([vae.encoder(x), vae.encoder(x.flip(-1))]).half())
+    return torch.cat(latents, 1)
+
+
+def train_step(unet: nn.Module, text: nn.Module, latents: Tensor, tokens: Tensor, alphas: Tensor) -> Tensor:
+    timesteps = torch.randint(len(alphas), (len(latents),))
+    alpha, sigma = alphas[timesteps].sqrt().view(-1, 1, 1, 1), (1 - alphas[timesteps]).sqrt().view(-1, 1, 1, 1)
+    noise = torch.randn_like(latents)
+    with torch.autocast("cpu", torch.bfloat16):
+        context = text(tokens).last_hidden_state
+        prediction = unet(alpha * latents + sigma * noise, timesteps, context).sample
+    error = (prediction.float() - (alpha * noise - sigma * latents)).square().mean((1, 2, 3))
+    # min-SNR weighting (Hang et al. 2023, gamma 5) in v units
+    snr = (alpha / sigma).square().view(-1)
+    return (error * snr.clamp(max=5) / (snr + 1) * 2).mean()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--corpus", type=Path, required=True)
+    parser.add_argument("--vae", type=Path, required=True)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--minutes", type=float, default=60)
+    parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--lr", type=float, default=6e-4)
+    parser.add_argument("--resume", action="store_true")
+    args = parser.parse_args()
+    torch.manual_seed(0)
+    rng = np.random.default_rng(0)
+    corpus = np.load(args.corpus)
+    vae = AutoencoderTiny.from_pretrained(args.vae)
+    latents = encode(corpus["images"], vae)
+    attributes = np.nan_to_num(corpus["attributes"], neginf=-10.0)
+    thirds = np.quantile(attributes, (1 / 3, 2 / 3), axis=0)
+    tokenizer = build_tokenizer(args.out / "words")
+    text, unet, scheduler = (
+        build_text_encoder(tokenizer),
+        build_unet().to(memory_format=torch.channels_last),
+        build_scheduler(),
+    )
+    model = nn.ModuleDict({"unet": unet, "text": text})
+    average = copy.deepcopy(model).eval().requires_grad_(False)
+    optimiser = torch.optim.AdamW(model.parameters(), args.lr, betas=(0.9, 0.99), weight_decay=0.01)
+    step, share_before, checkpoint = 0, 0.0, args.out / "checkpoint.pt"
+    if args.resume:
+        state = torch.load(checkpoint, weights_only=True)
+        model.load_state_dict(state["model"])
+        average.load_state_dict(state["average"])
+        optimiser.load_state_dict(state["optimiser"])
+        step, share_before = state["step"], state["share"]
+
+    def save(share: float) -> None:
+        state = {"model": model.state_dict(), "average": average.state_dict(), "optimiser": optimiser.state_dict()}
+        torch.save({**state, "step": step, "share": share}, checkpoint)
+        pipe = StableDiffusionPipeline(
+            vae=vae, text_encoder=average["text"], tokenizer=tokenizer, unet=average["unet"], scheduler=scheduler,
+            safety_checker=None, feature_extractor=None, requires_safety_checker=False,
+        )  # fmt: skip
+        pipe.save_pretrained(args.out / "pipeline")
+
+    start = saved = time.time()
+    losses: list[float] = []
+    progress = tqdm(total=100, desc="generator", unit="%")
+    while (share := share_before + (time.time() - start) / (args.minutes * 60)) < 1:
+        progress.update(int(share * 100) - progress.n)
+        for group in optimiser.param_groups:
+            group["lr"] = args.lr * min(1, (step + 1) / 200) * max(0.02, min(1.0, 1.7 * (1 - share)))
+        picks = torch.randint(latents.shape[1], (args.batch,))
+        tokens = tokenizer(
+            prompts(attributes[picks.numpy()], thirds, rng),
+            padding="max_length", max_length=PROMPT_TOKENS, truncation=True, return_tensors="pt",
+        ).input_ids  # fmt: skip
+        x = latents[torch.randint(2, (args.batch,)), picks].float()
+        loss = train_step(unet, text, x, tokens, scheduler.alphas_cumprod)
+        optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimiser.step()
+        step += 1
+        decay = min(0.999, 1 - 1 / (0.1 * step + 1))
+        torch._foreach_lerp_(list(average.parameters()), list(model.parameters()), 1 - decay)
+        losses.append(loss.item())
+        if step % 25 == 0:
+            progress.set_postfix(step=step, loss=f"{np.mean(losses[-200:]):.4f}")
+        if time.time() - saved > 240:
+            save(share)
+            saved = time.time()
+    save(share)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,129 @@
+"""Training batches: ladders of degraded crops, human-scored crops, denoised predictions."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from . import distortions
+from .data import Photograph, random_crop, read, to_tensor
+from .teacher import Squeezenet, ridge_opinions
+
+# How much a full ladder of each kind hurts, next to blur, noise and blocks; ours, by eye.
+SEVERITY = {
+    "quantize": 0.7, "desaturate": 0.45, "oversaturate": 0.7, "flatten_contrast": 0.7, "harsh_contrast": 0.7,
+    "darken": 0.8, "brighten": 0.8, "sharpen": 0.8, "color_shift": 0.7,
+}  # fmt: skip
+LADDER_KINDS = tuple(distortions.LADDERS)
+# what can be undone in principle: the direction back is the same for everyone who looks
+RESTORABLE = tuple(kind for kind in LADDER_KINDS if kind not in ("color_shift", "jpeg2000"))
+# of every hundred draws; codecs, blur and noise are what web pictures suffer from
+WEIGHTS = {"jpeg2000": 2.0, "jpeg": 10.0, "gaussian_blur": 10.0, "white_noise": 8.0, "grain": 10.0, "enlarge": 6.0}
+
+
+EACH = 8  # crops per scored photograph
+
+
+def _draw(kinds: tuple[str, ...], rng: np.random.Generator) -> str:
+    weights = np.array([WEIGHTS.get(kind, 4.0) for kind in kinds])
+    return kinds[rng.choice(len(kinds), p=weights / weights.sum())]
+
+
+def severity(kind: str, level: Tensor) -> Tensor:
+    """Severity of levels (N,) in [0, 4] of one kind: about 0 for untouched pictures, 4.5 for the worst."""
+    return SEVERITY.get(kind, 1.0) * (0.7 + 0.95 * level)
+
+
+@dataclass(frozen=True)
+class Opinions:
+    """Crops (N, 3, s, s) uint8 and their labels (N,) in the model's raw units."""
+
+    images: Tensor
+    labels: Tensor
+
+    def batch(self, size: int, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
+        picks = torch.from_numpy(rng.integers(0, len(self.labels), size))
+        return self.images[picks].float() / 255, self.labels[picks]
+
+
+def raw_units(mos: np.ndarray | float) -> np.ndarray | float:
+    """MOS 0 to 100 -> the model's raw units, where a clean photograph is near 0 and a ruined one near -4.5."""
+    return (np.asarray(mos) - 75.0) / 14.0
+
+
+class Crops:
+    """Clean crops, cut ahead of time: decoding a photograph costs more than a training step's share of it."""
+
+    def __init__(self, photographs: list[Photograph], size: int, each: int, rng: np.random.Generator) -> None:
+        crops = []
+        for photograph in tqdm(photographs, desc="clean crops"):
+            picture = read(photograph.path)
+            crops += [to_tensor(random_crop(picture, size, rng)) for _ in range(each)]
+        self.images = torch.stack(crops)
+
+    def batch(self, size: int, rng: np.random.Generator) -> Tensor:
+        return self.images[torch.from_numpy(rng.integers(0, len(self.images), size))].float() / 255
+
+
+def overlapping(crop: Tensor, size: int, count: int, rng: np.random.Generator) -> list[tuple[slice, slice]]:
+    """`count` random windows of `size` px in a crop (..., H, W); they overlap because the crop is little larger."""
+    reach = crop.shape[-1] - size + 1
+    return [tuple(slice(o, o + size) for o in rng.integers(0, reach, 2)) for _ in range(count)]
+
+
+def ladders(crops: Crops, photos: int, rungs: int, size: int, rng: np.random.Generator, generator: torch.Generator):
+    """Ladders of increasingly degraded, overlapping crops.
+
+    Returns:
+        images: (photos * rungs, 3, size, size).
+        severities: (photos, rungs), the first of each row 0.
+    """
+    images, severities = [], []
+    for clean in crops.batch(photos, rng):
+        kind = _draw(LADDER_KINDS, rng)
+        level = torch.from_numpy(np.sort(rng.uniform(0, 4, rungs - 1))).float()
+        degraded = distortions.distort(clean.expand(rungs - 1, -1, -1, -1), kind, level, generator)
+        stack = torch.cat([clean[None], degraded])
+        images += [x[:, a, b] for x, (a, b) in zip(stack, overlapping(clean, size, rungs, rng), strict=True)]
+        severities.append(torch.cat([torch.zeros(1), severity(kind, level)]))
+    return torch.stack(images), torch.stack(severities)
+
+
+def pairs(crops: Crops, count: int, size: int, rng: np.random.Generator, generator: torch.Generator):
+    """Degraded and clean twins (count, 3, size, size), each degraded in one restorable way."""
+    clean = crops.batch(count, rng)
+    degraded = torch.cat(
+        [
+            distortions.distort(
+                x[None], _draw(RESTORABLE, rng), torch.from_numpy(rng.uniform(0.5, 4, 1)).float(), generator
+            )
+            for x in clean
+        ]
+    )
+    a, b = overlapping(clean, size, 1, rng)[0]
+    return degraded[..., a, b], clean[..., a, b]
+
+
+def opinions(photographs: list[Photograph], teacher: Path | None, size: int, rng: np.random.Generator) -> Opinions:
+    """Human-scored crops, with a teacher's opinion of each crop where there is one.
+
+    A crop of a scored photograph is labelled with people's score of the whole and the teacher's score of the crop, half
+    and half.
+    """
+    images, mos = [], []
+    for photograph in tqdm(photographs, desc="scored crops"):
+        picture = read(photograph.path)
+        images += [to_tensor(random_crop(picture, size, rng, most=1.8)) for _ in range(EACH)]
+        mos += [photograph.mos] * EACH
+    stack, labels = torch.stack(images), np.array(mos)
+    if teacher is not None:
+        network = Squeezenet(teacher)
+        features = np.concatenate([network(x.float() / 255).numpy() for x in tqdm(stack.split(16), desc="teacher")])
+        second = ridge_opinions(features, labels, np.arange(len(labels)) // EACH)
+        labels = (labels + second) / 2
+    return Opinions(stack, torch.from_numpy(raw_units(labels)).float())

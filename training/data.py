@@ -1,0 +1,80 @@
+"""Photographs for training: what may be used, how it is split, and how crops are cut.
+
+The folder layout is `pristine/images/*.jpg` (clean photographs) and `live-challenge/{mos.csv,images/}` (human scores).
+"""
+
+from __future__ import annotations
+
+import csv
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+HELD_OUT = 5  # one picture group in five is never trained on
+
+
+@dataclass(frozen=True)
+class Photograph:
+    """One picture of a training folder."""
+
+    path: Path
+    mos: float | None = None
+    """Mean opinion score, 0 to 100, higher is better; None for clean photographs without one."""
+
+
+def clean_photographs(data: Path) -> list[Photograph]:
+    """The clean photographs of a data folder, in name order."""
+    return [Photograph(path) for path in sorted((data / "pristine" / "images").glob("*.jpg"))]
+
+
+def scored_photographs(data: Path) -> list[Photograph]:
+    """The human-scored photographs of a data folder, in the order of their list."""
+    folder = data / "live-challenge"
+    with (folder / "mos.csv").open(newline="") as file:
+        return [Photograph(folder / "images" / row["image"], float(row["mos"])) for row in csv.DictReader(file)]
+
+
+def split(photographs: list[Photograph], seed: int = 0) -> tuple[list[Photograph], list[Photograph]]:
+    """Training and held-out pictures, one group in `HELD_OUT`; near-identical pictures are one group.
+
+    Two pictures are near-identical when their 16x16 grey thumbnails, standardised, correlate above 0.95.
+    """
+    thumbnails = []
+    for photograph in photographs:
+        grey = Image.open(photograph.path).convert("L").resize((16, 16), Image.Resampling.BOX)
+        values = np.asarray(grey, dtype=np.float64).ravel()
+        thumbnails.append((values - values.mean()) / (values.std() + 1e-6))
+    alike = np.stack(thumbnails) @ np.stack(thumbnails).T / 256 > 0.95
+    group = np.arange(len(photographs))
+    for row in range(len(photographs)):  # the smallest index that a picture is linked to, through any chain
+        linked = alike[row].nonzero()[0]
+        group[np.isin(group, group[linked])] = group[linked].min()
+    names = np.unique(group)
+    held = np.random.default_rng(seed).permutation(names)[: len(names) // HELD_OUT]
+    out = np.isin(group, held)
+    return [p for p, o in zip(photographs, out, strict=True) if not o], [
+        p for p, o in zip(photographs, out, strict=True) if o
+    ]
+
+
+def read(path: Path) -> Image.Image:
+    """A picture as RGB."""
+    return Image.open(path).convert("RGB")
+
+
+def to_tensor(picture: Image.Image) -> Tensor:
+    """(3, H, W) uint8."""
+    return torch.from_numpy(np.array(picture)).permute(2, 0, 1)
+
+
+def random_crop(picture: Image.Image, size: int, rng: np.random.Generator, most: float = 3.0) -> Image.Image:
+    """A random square of the picture, `size` to `most * size` wide where it fits, reduced to `size`, mirrored at times."""
+    short = min(picture.size)
+    side = int(np.exp(rng.uniform(np.log(min(size, short)), np.log(min(most * size, short)))))
+    x, y = (int(rng.integers(0, extent - side + 1)) for extent in picture.size)
+    patch = picture.resize((size, size), Image.Resampling.LANCZOS, (x, y, x + side, y + side))
+    return patch.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if rng.random() < 0.5 else patch
