@@ -189,7 +189,9 @@ def _tiny_for(pipe: Any, family: Family, load_tiny: Callable[[str], nn.Module | 
         return None
     same_channels = tiny.config.latent_channels == pipe.vae.config.latent_channels
     same_factor = 2 ** (len(tiny.config.decoder_block_out_channels) - 1) == pipe.vae_scale_factor
-    return tiny if same_channels and same_factor else None
+    if not (same_channels and same_factor):
+        return None
+    return tiny.to(next(pipe.vae.parameters()).dtype)
 
 
 def _private_view(vae: nn.Module) -> nn.Module:

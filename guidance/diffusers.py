@@ -5,10 +5,12 @@ Both wrap `pipe.scheduler.step` on this one scheduler object, where every pipeli
 """
 
 import logging
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from diffusers import AutoencoderTiny
 from diffusers.callbacks import PipelineCallback
 from diffusers.configuration_utils import register_to_config
 
@@ -19,6 +21,16 @@ from .reward_guidance import RewardGuidance
 logger = logging.getLogger(__name__)
 
 __all__ = ["RewardGuidanceCallback", "guided"]
+
+
+def local_tiny(name: str) -> AutoencoderTiny | None:
+    """The AutoencoderTiny of this name from the local cache; None if it is not there. Never goes to the network."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # about arguments that diffusers passes on
+        try:
+            return AutoencoderTiny.from_pretrained(name, local_files_only=True)
+        except OSError:  # what diffusers raises for files that are not in the cache
+            return None
 
 
 @contextmanager
@@ -48,7 +60,7 @@ def guided(
         ...     image = pipe("a lighthouse at dusk").images[0]
         >>> [entry.score_before for entry in run.log]  # doctest: +SKIP
     """
-    step = GuidedStep(pipe, guidance, height=height, width=width)
+    step = GuidedStep(pipe, guidance, height=height, width=width, load_tiny=local_tiny)
     step.install()
     try:
         yield step
@@ -98,7 +110,7 @@ class RewardGuidanceCallback(PipelineCallback):
     def arm(self, pipe: Any) -> None:
         """Guide the next call of the pipeline from its first evaluation on."""
         self.remove()
-        self._step = GuidedStep(pipe, self.guidance, single_run=True)
+        self._step = GuidedStep(pipe, self.guidance, single_run=True, load_tiny=local_tiny)
         self._step.install()
 
     def remove(self) -> None:
