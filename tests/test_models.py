@@ -12,7 +12,6 @@ from iqguide.models import ClipConfig
 SMALL = ClipConfig(layers=(1, 1, 1, 1), width=8, embed_dim=16, text_width=32, text_heads=2, text_layers=2)
 NAMES = iqguide.list_models()
 ALONE_TOLERANCE = 1e-5  # float32 sums in another order
-STEP = 1e-7  # of finite differences in float64: 1e-9 rounds too much, 1e-6 crosses the kinks of some ReLUs
 
 
 def make(name, **options):
@@ -35,10 +34,6 @@ def model(request):
 @pytest.fixture
 def images():
     return torch.rand(3, 3, 64, 48)
-
-
-def directional_differences(function, images, directions):
-    return [(function(images + STEP * d) - function(images - STEP * d)).sum() / (2 * STEP) for d in directions]
 
 
 def test_listed_models():
@@ -100,13 +95,17 @@ def test_4k_at_full_size(name):
 def test_gradient_is_the_finite_difference(name, function):
     model = make(name, dtype=torch.float64)
     call = getattr(model, function)
-    images = torch.rand(2, 3, 40, 33, dtype=torch.float64, requires_grad=True)
-    scores = call(images)
+    images, direction = torch.rand(8, 3, 40, 33, dtype=torch.float64), torch.randn(8, 3, 40, 33, dtype=torch.float64)
+    scores = call(images.requires_grad_(True))
     assert scores.dtype == torch.float64
     (gradient,) = torch.autograd.grad(scores.sum(), images)
-    directions = torch.randn(4, *images.shape, dtype=torch.float64)
-    expected = torch.stack(directional_differences(call, images.detach(), directions))
-    torch.testing.assert_close((gradient * directions).flatten(1).sum(1), expected, rtol=1e-4, atol=1e-7)
+    slopes = (gradient * direction).flatten(1).sum(1)
+    with torch.no_grad():
+        step = 1e-7 * direction
+        differences = (call(images + step) - call(images - step)) / 2e-7
+    # A picture with a ReLU that is within 1e-7 of its kink differs; a wrong gradient would differ for all eight.
+    close = torch.isclose(slopes, differences, rtol=1e-5, atol=1e-7)
+    assert close.sum() >= 6, (slopes, differences)
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.bfloat16, 0.05), (torch.float16, 0.01)])
