@@ -72,13 +72,13 @@ def guided(
 class RewardGuidanceCallback(PipelineCallback):
     """Guidance as a pipeline's `callback_on_step_end`, for code that has no room for a `with` block.
 
-    A callback is called after each step, so on its own it can guide from the second evaluation on. Given the pipeline it
-    guides from the first: it then wraps the scheduler's step at once. It guides one pipeline call and takes itself
+    A callback is called after each step, so on its own it can guide from the second evaluation on. Given the pipeline
+    it guides from the first: it then wraps the scheduler's step at once. It guides one pipeline call and takes itself
     away at its last step; for another call make a new one, or call `arm(pipe)` again.
 
-    A callback sees neither an interrupt nor an exception in the denoiser. After one of these the scheduler stays wrapped
-    until the next pipeline call begins, at which the wrapper takes itself away before doing anything; `remove()` does it
-    at once. Where this matters, use `guided`.
+    A callback sees neither an interrupt nor an exception in the denoiser. After one of these the scheduler stays
+    wrapped until the next pipeline call begins, at which the wrapper takes itself away before doing anything;
+    `remove()` does it at once. Where this matters, use `guided`.
 
     Args:
         guidance: settings.
@@ -120,15 +120,16 @@ class RewardGuidanceCallback(PipelineCallback):
 
     def callback_fn(self, pipeline: Any, step_index: int, timesteps: Any, callback_kwargs: dict) -> dict:
         """Called by the pipeline after each step; changes none of the tensors it is given."""
+        steps = getattr(pipeline, "num_timesteps", None) or len(pipeline.scheduler.timesteps)
         if not self._watches(pipeline):
             self.arm(pipeline)
             if self.guidance.scale != 0:
                 logger.warning(
-                    "RewardGuidanceCallback was not armed before this run, so it guides from evaluation %d on;"
+                    "RewardGuidanceCallback was not armed before this run, so it guides after evaluation %d of %d only;"
                     " give it the pipeline to guide from the first: RewardGuidanceCallback(guidance, pipe).",
-                    step_index + 2,
+                    step_index + 1,
+                    steps,
                 )
-        steps = getattr(pipeline, "num_timesteps", None) or len(pipeline.scheduler.timesteps)
         if step_index + 1 >= steps:
             self.remove()
             self._step.warn_if_idle()

@@ -4,18 +4,19 @@ import functools
 import inspect
 import types
 import warnings
+from collections.abc import Callable
 from contextlib import ExitStack
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .clipping import clipping_of
 from .decoders import find_decoder
 from .log import Evaluation
-from .parametrization import denoised_from_output, output_change
+from .parametrization import denoised_from_output, output_change, output_shift
 from .reward_guidance import GuidanceRun, RewardGuidance
-from .scheduler_units import prediction_type_of, units_for
+from .scheduler_units import row_for
 
 _HISTORY = ("model_outputs", "derivatives", "ets", "last_sample", "cur_sample", "prev_derivative", "sample")
 _HALF = (torch.float16, torch.bfloat16)
@@ -30,6 +31,7 @@ class GuidedStep:
         height: of the pictures, in pixels; for packed latents whose size cannot be seen otherwise.
         width: of the pictures, in pixels.
         single_run: take itself away when a second run begins.
+        load_tiny: hub name -> an AutoencoderTiny that is on this machine, or None.
 
     Raises:
         ValueError: if the scheduler or the layout of the pipeline's latents is not known.
@@ -43,6 +45,7 @@ class GuidedStep:
         height: int | None = None,
         width: int | None = None,
         single_run: bool = False,
+        load_tiny: Callable[[str], nn.Module | None] | None = None,
     ) -> None:
         self.scheduler = pipe.scheduler
         self.guidance = guidance
@@ -50,10 +53,10 @@ class GuidedStep:
         self.active = False
         self._pipe = pipe
         self._single_run = single_run
-        self._units = units_for(self.scheduler)
+        self._row = row_for(self.scheduler)
         self._decoder = None
         if guidance.scale != 0:
-            self._decoder = find_decoder(pipe, guidance.decoder, height=height, width=width)
+            self._decoder = find_decoder(pipe, guidance.decoder, height=height, width=width, load_tiny=load_tiny)
         self._undo = ExitStack()
         self._last_timestep: float | None = None
         self._float32 = False  # whether this run has gone over to float32
@@ -99,70 +102,78 @@ class GuidedStep:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Same arguments and result as the scheduler's `step`."""
-        if self.active:
-            self._follow(self._signature.bind(*args, **kwargs).arguments)
         if not self.active:
             return self._original(*args, **kwargs)
         try:
-            return self._guided(*args, **kwargs)
+            self._follow(*args, **kwargs)
+            return self._guided(*args, **kwargs) if self.active else self._original(*args, **kwargs)
         except BaseException:
             if self._single_run:
                 self.remove()
             raise
 
-    def _follow(self, arguments: dict[str, Any]) -> None:
+    def _follow(self, *args: Any, **kwargs: Any) -> None:
         """Notice the beginning of a run."""
-        begins = self._begins_run(float(arguments["timestep"]))
-        self._last_timestep = float(arguments["timestep"])
+        begins = self._begins_run(self._signature.bind(*args, **kwargs).arguments["timestep"])
         if begins and self.runs and self._single_run:
             self.remove()
         elif begins or not self.runs:
             self.runs.append(self.guidance.start(self._decoder))
             self._float32 = False
 
-    def _begins_run(self, timestep: float) -> bool:
+    def _begins_run(self, timestep: Any) -> bool:
         if hasattr(self.scheduler, "step_index"):
             return self.scheduler.step_index is None
         if hasattr(self.scheduler, "counter"):  # PNDM repeats a timestep
             return self.scheduler.counter == 0
-        return self._last_timestep is None or timestep >= self._last_timestep
+        before, self._last_timestep = self._last_timestep, float(timestep)
+        return before is None or self._last_timestep >= before
 
     def _guided(self, *args: Any, **kwargs: Any) -> Any:
         bound = self._signature.bind(*args, **kwargs)
         given = bound.arguments
         sample, output = given["sample"], given["model_output"]
-        guided_output = self._guide(output, given["timestep"], sample, given)
-        if guided_output is not output and not self._float32 and (sample.dtype in _HALF or output.dtype in _HALF):
-            self._float32 = True  # float16 and bfloat16 would round away most of a small push
-            _history_to_float32(self.scheduler)
-        if guided_output is output and not self._float32:
+        if given.get("per_token_timesteps") is not None:
+            raise ValueError("the pipeline steps with per_token_timesteps; guidance needs one timestep for all tokens.")
+        moved = self._move(sample, output, given["timestep"])
+        if moved is None and not self._float32:
             return self._original(*args, **kwargs)
-        given["model_output"] = guided_output
-        if self._float32:
-            given["model_output"], given["sample"] = guided_output.float(), sample.float()
+        given["sample"], given["model_output"] = (sample.float(), output.float()) if moved is None else moved
         return _with_dtype(self._original(*bound.args, **bound.kwargs), sample.dtype)
 
-    def _guide(self, output: Tensor, timestep: Any, sample: Tensor, options: dict[str, Any]) -> Tensor:
-        """The guided model output in float32, or `output` itself."""
+    def _move(self, sample: Tensor, output: Tensor, timestep: Any) -> tuple[Tensor, Tensor] | None:
+        """Sample and model output, both float32, with the clean latent in them moved and the noise kept; None: as is.
+
+        What the scheduler stores from earlier evaluations moves along. So a solver of any order, deterministic or not,
+        sees one and the same trajectory in another place, and its own extrapolation does not amplify the push.
+        """
         scheduler, run = self.scheduler, self.runs[-1]
         if getattr(scheduler, "step_index", 0) is None:
             scheduler._init_step_index(timestep)
-        units = self._units(scheduler, timestep, options)
+        units = self._row.units(scheduler, timestep)
         if run.skips(units.stage):
-            return output
-        levels = (units.alpha, units.sigma, prediction_type_of(scheduler, units))
-        prediction, variance = output.float(), None
-        if output.ndim > 1 and output.shape[1] == 2 * sample.shape[1]:
-            prediction, variance = prediction.chunk(2, dim=1)
+            return None
+        prediction, *variance = output.float().split(sample.shape[1], dim=1)  # some models put out their variance, too
+        levels = (units.alpha, units.sigma, units.prediction_type)
         denoised = denoised_from_output(prediction, sample.float(), *levels)
         clipping = clipping_of(scheduler, denoised)
-        change = run.change(denoised if clipping is None else clipping.apply(denoised), units.stage)
-        if change is None:
-            return output
+        push = run.push(denoised if clipping is None else clipping.apply(denoised), units.stage)
+        if push is None:
+            return None
         if clipping is not None:
-            change = clipping.change_before(denoised, change)
-        prediction = prediction + output_change(change, *levels)
-        return prediction if variance is None else torch.cat([prediction, variance], dim=1)
+            push, move = clipping.moves(denoised, push)
+            prediction = prediction + output_change(move - push, *levels)
+        self._go_over_to_float32(sample, output)
+        if self._row.move is not None:
+            self._row.move(scheduler, timestep, units, push)
+        prediction = prediction + output_shift(push, *levels)
+        return sample.float() + units.alpha * push, torch.cat([prediction, *variance], dim=1)
+
+    def _go_over_to_float32(self, sample: Tensor, output: Tensor) -> None:
+        """Half precision would round away most of a small push, so the rest of the run steps in float32."""
+        if not self._float32 and (sample.dtype in _HALF or output.dtype in _HALF):
+            self._float32 = True
+            _history_to_float32(self.scheduler)
 
     def warn_if_idle(self) -> None:
         """Warn if guidance was wanted and has not changed anything."""
@@ -174,7 +185,7 @@ class GuidedStep:
         elif self._copied:
             why = "the pipeline worked on a copy of its scheduler, which guidance cannot see"
         else:
-            why = "the step of pipe.scheduler was never called; was the pipeline called, and does it use this scheduler?"
+            why = "pipe.scheduler.step was never called; was the pipeline called, and with this scheduler?"
         warnings.warn(f"Guidance changed nothing: {why}.", UserWarning, stacklevel=4)
 
 

@@ -20,19 +20,19 @@ class Evaluation:
     """Why nothing was changed; None if the prediction was changed."""
 
     weight: float = 0.0
-    """What this evaluation's share of the window multiplies the scale by."""
+    """The part of the window, in log(sigma / alpha), that this evaluation stands for; multiplies the scale."""
 
     score_before: tuple[float, ...] | None = None
     """Reward (its margin, where it has one) of the prediction, per sample; None where no gradient was taken."""
 
     score_after: tuple[float, ...] | None = None
-    """First-order estimate of the reward after the change, score_before + <gradient, change>, per sample."""
+    """Estimate of the reward after the change, score_before + <gradient, change>, per sample; None as above."""
 
     change: tuple[float, ...] = ()
     """Root mean square change of the denoised latent, per sample."""
 
     drift: tuple[float, ...] = ()
-    """Root mean square of all changes of this run together, in x / alpha, per sample."""
+    """Root mean square of all changes of this run together, per sample."""
 
     bad_samples: tuple[int, ...] = ()
     """Samples left alone because their gradient was not finite."""

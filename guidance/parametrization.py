@@ -47,11 +47,36 @@ def denoised_from_output(output: Tensor, sample: Tensor, alpha: float, sigma: fl
     raise _unknown(prediction_type)
 
 
-def output_change(change: Tensor, alpha: float, sigma: float, prediction_type: str) -> Tensor:
-    """The change of a model output that changes its x0 by `change` while the noisy latent stays.
+def output_shift(shift: Tensor, alpha: float, sigma: float, prediction_type: str) -> Tensor | float:
+    """The change of a model output when the clean latent moves by `shift` and the noise stays what it is.
 
-    All four parametrizations are affine in x0, so adding this to the original output is the exact conversion, and an
-    element that does not change keeps its value to the last bit.
+    The noisy latent then moves by alpha * shift. An epsilon output does not change at all.
+
+    Args:
+        shift: how far x0 moves, any shape.
+        alpha: factor of the clean latent in x.
+        sigma: factor of the noise in x.
+        prediction_type: "epsilon", "v_prediction", "sample" or "flow_prediction".
+
+    Returns:
+        Change of the output, same shape, or 0.0.
+
+    Raises:
+        ValueError: for another prediction type.
+    """
+    if prediction_type == "sample":
+        return shift
+    if prediction_type == "epsilon":
+        return 0.0
+    if prediction_type == "v_prediction":
+        return shift * (-sigma / math.hypot(alpha, sigma))
+    if prediction_type == "flow_prediction":
+        return -shift
+    raise _unknown(prediction_type)
+
+
+def output_change(change: Tensor, alpha: float, sigma: float, prediction_type: str) -> Tensor:
+    """The change of a model output that changes its x0 by `change` while the noisy latent stays what it is.
 
     Args:
         change: change of x0, any shape.

@@ -10,7 +10,7 @@ from torch import Tensor
 from .gradient import Decoder, Reward, reward_gradient
 from .log import Evaluation
 from .networks import modules_of
-from .schedule import Stage, noise_level_of, ratio_of, window_share
+from .schedule import Stage, noise_level_of, ratio_of
 from .views import draw_views
 
 logger = logging.getLogger(__name__)
@@ -25,8 +25,9 @@ class RewardGuidance:
         denoised' = denoised + scale * weight * direction
 
     where `direction` is the reward's gradient with respect to the denoised latent, of root mean square 1 per sample,
-    and `weight` makes the total push scale * log(high / low), in sigma / alpha, for any number of steps. The model's
-    output is then re-derived from denoised', so the noise direction changes consistently.
+    and `weight` is the part of the window, in log(sigma / alpha), that the evaluation stands for. The noise in the
+    latent stays what it is, so what is seen of it moves along: x' = x + alpha * scale * weight * direction. All pushes
+    together then come to scale * log(high / low) for any number of steps and any solver.
 
     Source:
         He et al. (2024), "Manifold Preserving Guided Diffusion" (gradient at the prediction only),
@@ -36,7 +37,7 @@ class RewardGuidance:
     """
 
     reward: Reward
-    """Images (N, 3, H, W) in [0, 1] -> (N,), higher is better, differentiable; its `margin` is used where it has one."""
+    """Images (N, 3, H, W) in [0, 1] -> (N,), higher is better, differentiable; if it has a `margin`, that is used."""
 
     scale: float = 0.1
     """Strength: root mean square push of the latent per unit of log(sigma / alpha). 0 changes nothing, to the bit."""
@@ -88,7 +89,7 @@ class RewardGuidance:
                 " (0.75, 0.15): guidance acts while the noise level falls from start to stop."
             )
         if not math.isfinite(self.scale):
-            raise ValueError(f"scale is {self.scale}; expected a finite number such as 0.1, or 0 to switch guidance off.")
+            raise ValueError(f"scale is {self.scale}; expected a finite number, or 0 to switch guidance off.")
         for name in ("every", "samples"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; expected 1 or more.")
@@ -103,12 +104,12 @@ class RewardGuidance:
         """Begin a run, that is the sampling of one batch.
 
         Args:
-            decoder: used if the guidance has none of its own.
+            decoder: used instead of the guidance's own, which may still be an autoencoder; None for that one.
 
         Raises:
             ValueError: if there is no decoder at all.
         """
-        return GuidanceRun(self, self.decoder or decoder)
+        return GuidanceRun(self, self.decoder if decoder is None else decoder)
 
 
 class GuidanceRun:
@@ -151,9 +152,12 @@ class GuidanceRun:
         Raises:
             ValueError: where reward, decoder and latent do not fit together (see `reward_gradient`).
         """
-        stage = Stage.first_order(ratio_of(noise_level), ratio_of(next_noise_level))
-        change = None if self.skips(stage) else self.change(denoised, stage)
-        return denoised if change is None else denoised.float() + change
+        ratio, end = ratio_of(noise_level), ratio_of(next_noise_level)
+        stage = Stage(ratio, ratio, end)
+        push = None if self.skips(stage) else self.push(denoised, stage)
+        if push is None:
+            return denoised
+        return denoised.float() + push / (1.0 if math.isinf(ratio) else 1.0 - end / ratio)
 
     def skips(self, stage: Stage) -> bool:
         """Whether nothing is to be done at this stage of the sampler; if so, says why in the log."""
@@ -162,38 +166,33 @@ class GuidanceRun:
             self.log.append(replace(self._entry(stage), skipped=reason))
         return reason is not None
 
-    def change(self, denoised: Tensor, stage: Stage) -> Tensor | None:
-        """What is to be added to the prediction at a stage that `skips` has let through.
+    def push(self, denoised: Tensor, stage: Stage) -> Tensor | None:
+        """How far the latent is to be moved at a stage that `skips` has let through.
 
         Args:
             denoised: (N, ...) the model's prediction of the clean latent, any floating dtype.
             stage: where the evaluation stands in the sampler's step.
 
         Returns:
-            Like `denoised`, float32; None for nothing.
+            Like `denoised`, float32: what is to be added to the prediction and, times alpha, to the noisy latent (its
+            noise stays); None for nothing.
         """
         if self._drift is not None and self._drift.shape != denoised.shape:
             self._forget()  # the sampler has changed the size of its latents
         gradient = self._update(denoised, stage.ratio)
-        share = self._share(stage)
+        share = stage.share_of(self.guidance.noise_window)
         before = self._drift if self._drift is not None else torch.zeros_like(denoised, dtype=torch.float32)
         self._drift = self._tether(before + self._direction() * (self.guidance.scale * share))
-        change = (self._drift - before) / stage.gain
-        entry = replace(self._entry(stage), weight=share / stage.gain, score_before=_tuple(self._scores))
-        return self._record(entry, change, gradient)
+        entry = replace(self._entry(stage), weight=share, score_before=_tuple(self._scores))
+        return self._record(entry, self._drift - before, gradient)
 
     def _entry(self, stage: Stage) -> Evaluation:
         return Evaluation(len(self.log), noise_level_of(stage.ratio), noise_level_of(stage.end))
 
-    def _share(self, stage: Stage) -> float:
-        return stage.portion * window_share(stage.start, stage.end, self.guidance.noise_window)
-
     def _reason_to_skip(self, stage: Stage) -> str | None:
         if self.guidance.scale == 0:
             return "the scale is 0"
-        if stage.portion == 0:
-            return "this stage has no effect of its own on the step"
-        return "outside the noise window" if self._share(stage) == 0 else None
+        return "outside the noise window" if stage.share_of(self.guidance.noise_window) == 0 else None
 
     def _update(self, denoised: Tensor, ratio: float) -> Tensor | None:
         """Take a new gradient into the moving average, at each `every`-th call; returns it."""

@@ -27,8 +27,8 @@ def window_share(ratio: float, next_ratio: float, window: tuple[float, float]) -
     the strength of guidance independent of their number.
 
     Args:
-        ratio: sigma / alpha where the model is evaluated, in (0, inf].
-        next_ratio: sigma / alpha that the step leads to, in [0, ratio].
+        ratio: sigma / alpha where the step begins, in (0, inf].
+        next_ratio: sigma / alpha where it ends, in [0, ratio].
         window: (start, stop) noise levels, 1 >= start > stop > 0.
 
     Returns:
@@ -48,21 +48,14 @@ class Stage:
     """Where the model is evaluated."""
 
     start: float
-    """Where the step that this evaluation serves begins."""
+    """Where the part of the schedule that this evaluation stands for begins."""
 
     end: float
-    """Where that step ends."""
-
-    gain: float
-    """How far the step's x / alpha moves when the denoised prediction of this evaluation moves by 1."""
+    """Where that part ends."""
 
     portion: float = 1.0
-    """Which part of the step's push this evaluation carries; those of all its stages add up to 1."""
+    """How much of that part is its own; the rest belongs to another evaluation of the same step."""
 
-    @classmethod
-    def first_order(cls, ratio: float, end: float) -> "Stage":
-        """The only stage of a step that keeps the noise direction (DDIM, Euler).
-
-        x' / alpha' = D + (s' / s) (x / alpha - D) with s = sigma / alpha, so the gain is 1 - s' / s.
-        """
-        return cls(ratio, ratio, end, 1.0 if math.isinf(ratio) else 1.0 - end / ratio)
+    def share_of(self, window: tuple[float, float]) -> float:
+        """Its share of a window of noise levels, in units of log(sigma / alpha)."""
+        return self.portion * window_share(self.start, self.end, window)

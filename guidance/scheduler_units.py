@@ -1,23 +1,24 @@
-"""In which units each of diffusers' schedulers counts: the one table from class name to alpha, sigma and gain.
+"""What diffusers' schedulers mean by their numbers: the one table from class name to alpha, sigma and stored state.
 
 Schedulers are read by what they have (`sigmas`, `alphas_cumprod`, `step_index`, `config`); diffusers is not imported.
-To support another scheduler, write a function like the ones below and add it to `SCHEDULERS`.
+To support another one, write a function that gives its `Units`, one that moves what it stores from earlier steps if it
+stores anything, and add a row to `SCHEDULERS`.
 """
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-import torch
 from torch import Tensor
 
+from .parametrization import output_shift
 from .schedule import Stage
 
 
 @dataclass(frozen=True)
 class Units:
-    """What one call of `scheduler.step` means."""
+    """What one call of `scheduler.step` means: sample = alpha * x0 + sigma * noise."""
 
     alpha: float
     """Factor of the clean latent in `sample`."""
@@ -28,230 +29,22 @@ class Units:
     stage: Stage
     """Where the evaluation stands in the sampler's step."""
 
-    prediction_type: str | None = None
-    """What the model puts out, if the scheduler knows only one thing; None: see its configuration."""
+    prediction_type: str
+    """What the model puts out: "epsilon", "v_prediction", "sample" or "flow_prediction"."""
 
 
-Options = Mapping[str, Any]  # arguments of this call of `step` besides model_output, timestep and sample
+@dataclass(frozen=True)
+class Row:
+    """How guidance deals with one kind of scheduler."""
+
+    units: Callable[[Any, Any], Units]
+    """(scheduler about to step, timestep) -> Units."""
+
+    move: Callable[[Any, Any, Units, Tensor], None] | None = None
+    """(scheduler, timestep, units, shift): move the clean part of what earlier evaluations have left by `shift`."""
 
 
-def _ve(ratio: float, stage: Stage) -> Units:
-    return Units(1.0, ratio, stage)
-
-
-def _ratio(alpha_cumprod: Tensor | float) -> float:
-    """sigma / alpha of a variance preserving schedule."""
-    alpha_squared = float(alpha_cumprod)
-    return math.inf if alpha_squared == 0 else math.sqrt((1 - alpha_squared) / alpha_squared)
-
-
-def _vp(alpha_cumprod: Tensor | float, stage: Stage) -> Units:
-    return Units(math.sqrt(float(alpha_cumprod)), math.sqrt(1 - float(alpha_cumprod)), stage)
-
-
-def _sigmas(scheduler: Any) -> tuple[float, float]:
-    index = scheduler.step_index
-    return float(scheduler.sigmas[index]), float(scheduler.sigmas[index + 1])
-
-
-def _two_stage_sigmas(scheduler: Any) -> tuple[bool, float, float]:
-    """Whether this is the first stage, and sigma at both ends of the step."""
-    index = scheduler.step_index if scheduler.state_in_first_order else scheduler.step_index - 1
-    return scheduler.state_in_first_order, float(scheduler.sigmas[index]), float(scheduler.sigmas[index + 1])
-
-
-def _ancestral(ratio: float, end: float) -> Stage:
-    """Stochastic step to sigma_down = s'^2 / s plus fresh noise: gain 1 - (s' / s)^2."""
-    return Stage(ratio, ratio, end, 1.0 if math.isinf(ratio) else 1 - (end / ratio) ** 2)
-
-
-def _fresh(ratio: float, end: float) -> Stage:
-    """x' = alpha' * denoised + sigma' * fresh noise: gain 1."""
-    return Stage(ratio, ratio, end, 1.0)
-
-
-def _euler(scheduler: Any, timestep: Any, options: Options) -> Units:
-    ratio, end = _sigmas(scheduler)
-    return _ve(ratio, Stage.first_order(ratio, end))
-
-
-def _euler_ancestral(scheduler: Any, timestep: Any, options: Options) -> Units:
-    ratio, end = _sigmas(scheduler)
-    return _ve(ratio, _ancestral(ratio, end))
-
-
-def _heun(scheduler: Any, timestep: Any, options: Options) -> Units:
-    """Mean of the slopes at both ends: each of the two evaluations carries half of the push."""
-    first, start, end = _two_stage_sigmas(scheduler)
-    if end == 0:
-        return _ve(start, Stage.first_order(start, end))
-    if first:
-        return _ve(start, Stage(start, start, end, 0.5 * (1 - end / start), 0.5))
-    return _ve(end, Stage(end, start, end, 0.5 * (start / end - 1), 0.5))
-
-
-def _kdpm2(scheduler: Any, timestep: Any, options: Options) -> Units:
-    """Midpoint method: the slope at the middle alone makes the step, so the second stage carries the whole push."""
-    first, start, end = _two_stage_sigmas(scheduler)
-    if end == 0:
-        return _ve(start, Stage.first_order(start, end))
-    if first:
-        return _ve(start, Stage(start, start, end, 1.0, 0.0))
-    middle = float(scheduler.sigmas_interpol[scheduler.step_index])
-    return _ve(middle, Stage(middle, start, end, (start - end) / middle))
-
-
-def _kdpm2_ancestral(scheduler: Any, timestep: Any, options: Options) -> Units:
-    first, start, end = _two_stage_sigmas(scheduler)
-    if end == 0:
-        return _ve(start, Stage.first_order(start, end))
-    if first:
-        return _ve(start, Stage(start, start, end, 1.0, 0.0))
-    middle = float(scheduler.sigmas_interpol[scheduler.step_index - 1])
-    down = float(scheduler.sigmas_down[scheduler.step_index - 1])
-    return _ve(middle, Stage(middle, start, end, (start - down) / middle))
-
-
-def _dpm_sde(scheduler: Any, timestep: Any, options: Options) -> Units:
-    """Stochastic midpoint method in log sigma."""
-    first, start, end = _two_stage_sigmas(scheduler)
-    if end == 0:
-        return _ve(start, Stage.first_order(start, end))
-    if first:
-        return _ve(start, Stage(start, start, end, 1.0, 0.0))
-    middle = math.sqrt(start * end)
-    return _ve(middle, Stage(middle, start, end, 1 - (end / start) ** 2))
-
-
-def _ddim(scheduler: Any, timestep: Any, options: Options) -> Units:
-    timestep = int(timestep)
-    previous = timestep - scheduler.config.num_train_timesteps // scheduler.num_inference_steps
-    here = scheduler.alphas_cumprod[timestep]
-    there = scheduler.alphas_cumprod[previous] if previous >= 0 else scheduler.final_alpha_cumprod
-    ratio, end = _ratio(here), _ratio(there)
-    kept = 1 - float(there) - options.get("eta", 0.0) ** 2 * float(scheduler._get_variance(timestep, previous))
-    down = math.sqrt(max(kept, 0.0) / float(there))
-    return _vp(here, Stage(ratio, ratio, end, Stage.first_order(ratio, down).gain))
-
-
-def _ddpm(scheduler: Any, timestep: Any, options: Options) -> Units:
-    timestep = int(timestep)
-    previous = scheduler.previous_timestep(timestep)
-    here = scheduler.alphas_cumprod[timestep]
-    there = scheduler.alphas_cumprod[previous] if previous >= 0 else scheduler.one
-    return _vp(here, _ancestral(_ratio(here), _ratio(there)))
-
-
-def _pndm(scheduler: Any, timestep: Any, options: Options) -> Units:
-    timestep = int(timestep)
-    previous = timestep - scheduler.config.num_train_timesteps // scheduler.num_inference_steps
-    here = scheduler.alphas_cumprod[timestep]
-    there = scheduler.alphas_cumprod[previous] if previous >= 0 else scheduler.final_alpha_cumprod
-    return _vp(here, Stage.first_order(_ratio(here), _ratio(there)))
-
-
-def _next_on_list(scheduler: Any) -> Tensor | None:
-    index = scheduler.step_index + 1
-    return scheduler.timesteps[index] if index < len(scheduler.timesteps) else None
-
-
-def _lcm(scheduler: Any, timestep: Any, options: Options) -> Units:
-    following = _next_on_list(scheduler)
-    end = 0.0 if following is None else _ratio(scheduler.alphas_cumprod[following])
-    here = scheduler.alphas_cumprod[timestep]
-    _, c_out = scheduler.get_scalings_for_boundary_condition_discrete(timestep)
-    ratio = _ratio(here)
-    return _vp(here, Stage(ratio, ratio, end, float(c_out)))
-
-
-def _tcd(scheduler: Any, timestep: Any, options: Options) -> Units:
-    following = _next_on_list(scheduler)
-    following = torch.tensor(0) if following is None else following
-    down = torch.floor((1 - options.get("eta", 0.3)) * following).long()
-    here = scheduler.alphas_cumprod[timestep]
-    ratio, end = _ratio(here), _ratio(scheduler.alphas_cumprod[following])
-    gain = Stage.first_order(ratio, _ratio(scheduler.alphas_cumprod[down])).gain
-    return _vp(here, Stage(ratio, ratio, end, gain))
-
-
-def _from_sigmas(scheduler: Any, timestep: Any, options: Options) -> Units:
-    """The solvers that keep sigma / alpha, or flow sigmas, and convert them themselves."""
-    alpha, sigma, ratio, end = _solver_levels(scheduler)
-    stochastic = str(getattr(scheduler.config, "algorithm_type", "")).startswith("sde")
-    stage = _ancestral(ratio, end) if stochastic else Stage.first_order(ratio, end)
-    return Units(alpha, sigma, stage)
-
-
-def _solver_levels(scheduler: Any) -> tuple[float, float, float, float]:
-    index = scheduler.step_index
-    alpha, sigma = (float(value) for value in scheduler._sigma_to_alpha_sigma_t(scheduler.sigmas[index]))
-    next_alpha, next_sigma = (float(value) for value in scheduler._sigma_to_alpha_sigma_t(scheduler.sigmas[index + 1]))
-    return alpha, sigma, sigma / alpha if alpha > 0 else math.inf, next_sigma / next_alpha
-
-
-def _flow_ratio(sigma: float) -> float:
-    return math.inf if sigma >= 1 else sigma / (1 - sigma)
-
-
-def _flow(sigma: float, stage: Stage) -> Units:
-    return Units(1 - sigma, sigma, stage, "flow_prediction")
-
-
-def _flow_euler(scheduler: Any, timestep: Any, options: Options) -> Units:
-    if scheduler.config.invert_sigmas or options.get("per_token_timesteps") is not None:
-        raise ValueError(
-            "FlowMatchEulerDiscreteScheduler runs with inverted sigmas or one timestep per token; expected one falling"
-            " sigma for the whole latent. Guidance does not support this pipeline."
-        )
-    sigma, following = _sigmas(scheduler)
-    stage = _fresh if scheduler.config.stochastic_sampling else Stage.first_order
-    return _flow(sigma, stage(_flow_ratio(sigma), _flow_ratio(following)))
-
-
-def _flow_heun(scheduler: Any, timestep: Any, options: Options) -> Units:
-    """Heun's method in sigma; the first change also moves the latent at which the second slope is taken."""
-    first, sigma, following = _two_stage_sigmas(scheduler)
-    start, end = _flow_ratio(sigma), _flow_ratio(following)
-    if following == 0:
-        return _flow(sigma, Stage.first_order(start, end))
-    step = sigma - following
-    if first:
-        gain = 0.5 * Stage.first_order(start, end).gain * (1 + step)
-        return _flow(sigma, Stage(start, start, end, gain, 0.5))
-    return _flow(following, Stage(end, start, end, 0.5 * step / (following * (1 - following)), 0.5))
-
-
-def _flow_lcm(scheduler: Any, timestep: Any, options: Options) -> Units:
-    sigma, following = _sigmas(scheduler)
-    return _flow(sigma, _fresh(_flow_ratio(sigma), _flow_ratio(following)))
-
-
-SCHEDULERS: Mapping[str, Callable[[Any, Any, Options], Units]] = {
-    "DDIMScheduler": _ddim,
-    "DDPMScheduler": _ddpm,
-    "DEISMultistepScheduler": _from_sigmas,
-    "DPMSolverMultistepScheduler": _from_sigmas,
-    "DPMSolverSDEScheduler": _dpm_sde,
-    "DPMSolverSinglestepScheduler": _from_sigmas,
-    "EulerAncestralDiscreteScheduler": _euler_ancestral,
-    "EulerDiscreteScheduler": _euler,
-    "FlowMatchEulerDiscreteScheduler": _flow_euler,
-    "FlowMatchHeunDiscreteScheduler": _flow_heun,
-    "FlowMatchLCMScheduler": _flow_lcm,
-    "HeunDiscreteScheduler": _heun,
-    "KDPM2AncestralDiscreteScheduler": _kdpm2_ancestral,
-    "KDPM2DiscreteScheduler": _kdpm2,
-    "LCMScheduler": _lcm,
-    "LMSDiscreteScheduler": _euler,
-    "PNDMScheduler": _pndm,
-    "SASolverScheduler": _from_sigmas,
-    "TCDScheduler": _tcd,
-    "UniPCMultistepScheduler": _from_sigmas,
-}
-"""Class name -> function(scheduler, timestep, options of step) -> Units. Sub-classes are found too."""
-
-
-def units_for(scheduler: Any) -> Callable[[Any, Any, Options], Units]:
+def row_for(scheduler: Any) -> Row:
     """The row of the table for a scheduler.
 
     Raises:
@@ -261,13 +54,225 @@ def units_for(scheduler: Any) -> Callable[[Any, Any, Options], Units]:
         if cls.__name__ in SCHEDULERS:
             return SCHEDULERS[cls.__name__]
     raise ValueError(
-        f"the pipeline's scheduler is a {type(scheduler).__name__}, whose units are not known (those with EDM"
+        f"the pipeline's scheduler is a {type(scheduler).__name__}, whose units are not known (schedulers with EDM"
         f" preconditioning are not supported); expected one of {', '.join(SCHEDULERS)}. Replace it:"
         " pipe.scheduler = <one of these>.from_config(pipe.scheduler.config)."
     )
 
 
-def prediction_type_of(scheduler: Any, units: Units) -> str:
-    """What the model puts out: "epsilon", "v_prediction", "sample" or "flow_prediction"."""
-    name = units.prediction_type or scheduler.config.prediction_type
-    return "sample" if name == "original_sample" else name
+# Variance exploding (k-diffusion): sample = x0 + s * noise.
+
+
+def _exploding(scheduler: Any, stage: Stage) -> Units:
+    name = scheduler.config.prediction_type
+    return Units(1.0, stage.ratio, stage, "sample" if name == "original_sample" else name)
+
+
+def _one_stage(scheduler: Any, timestep: Any) -> Units:
+    start, end = _sigmas(scheduler, scheduler.step_index)
+    return _exploding(scheduler, Stage(start, start, end))
+
+
+def _heun(scheduler: Any, timestep: Any) -> Units:
+    """Evaluations at both ends of a step: each stands for half of it."""
+    first, start, end = _step_ends(scheduler)
+    return _exploding(scheduler, _heun_stage(first, start, end))
+
+
+def _heun_stage(first: bool, start: float, end: float) -> Stage:
+    return Stage(start if first else end, start, end, 1.0 if end == 0 else 0.5)
+
+
+def _midpoint(scheduler: Any, timestep: Any) -> Units:
+    """Evaluations at the beginning of a step and in its middle: each stands for what lies before the next one."""
+    first, start, end = _step_ends(scheduler)
+    middle = _middle(scheduler, start, end)
+    if end == 0:
+        return _exploding(scheduler, Stage(start, start, end))
+    return _exploding(scheduler, Stage(start, start, middle) if first else Stage(middle, middle, end))
+
+
+def _middle(scheduler: Any, start: float, end: float) -> float:
+    first, index = scheduler.state_in_first_order, scheduler.step_index
+    if not hasattr(scheduler, "sigmas_interpol"):
+        return math.sqrt(start * end)  # DPMSolverSDE
+    if hasattr(scheduler, "sigmas_down"):  # KDPM2Ancestral
+        return float(scheduler.sigmas_interpol[index if first else index - 1])
+    return float(scheduler.sigmas_interpol[index + 1 if first else index])
+
+
+def _sigmas(scheduler: Any, index: int) -> tuple[float, float]:
+    return float(scheduler.sigmas[index]), float(scheduler.sigmas[index + 1])
+
+
+def _step_ends(scheduler: Any) -> tuple[bool, float, float]:
+    """Whether this is the first of two stages, and sigma at both ends of the step."""
+    first = scheduler.state_in_first_order
+    return first, *_sigmas(scheduler, scheduler.step_index - (0 if first else 1))
+
+
+def _move_start(scheduler: Any, timestep: Any, units: Units, shift: Tensor) -> None:
+    """The second stage starts again from the latent of the first; stored slopes are noise and stay."""
+    if not scheduler.state_in_first_order:
+        scheduler.sample = scheduler.sample + shift
+
+
+# Variance preserving by timestep: sample = sqrt(abar_t) * x0 + sqrt(1 - abar_t) * noise.
+
+
+def _preserving(scheduler: Any, timestep: int, next_alpha_cumprod: Any) -> Units:
+    here = float(scheduler.alphas_cumprod[timestep])
+    ratio, end = _ratio(here), _ratio(float(next_alpha_cumprod))
+    return Units(math.sqrt(here), math.sqrt(1 - here), Stage(ratio, ratio, end), scheduler.config.prediction_type)
+
+
+def _ratio(alpha_cumprod: float) -> float:
+    return math.inf if alpha_cumprod == 0 else math.sqrt((1 - alpha_cumprod) / alpha_cumprod)
+
+
+def _evenly_spaced(scheduler: Any, timestep: Any) -> Units:
+    timestep = int(timestep)
+    previous = timestep - scheduler.config.num_train_timesteps // scheduler.num_inference_steps
+    there = scheduler.alphas_cumprod[previous] if previous >= 0 else scheduler.final_alpha_cumprod
+    return _preserving(scheduler, timestep, there)
+
+
+def _ddpm(scheduler: Any, timestep: Any) -> Units:
+    previous = scheduler.previous_timestep(int(timestep))
+    return _preserving(scheduler, int(timestep), scheduler.alphas_cumprod[previous] if previous >= 0 else 1.0)
+
+
+def _lcm(scheduler: Any, timestep: Any) -> Units:
+    """The last step returns the prediction itself."""
+    following = scheduler.timesteps[scheduler.step_index + 1 :]
+    return _preserving(scheduler, int(timestep), scheduler.alphas_cumprod[following[0]] if len(following) else 1.0)
+
+
+def _tcd(scheduler: Any, timestep: Any) -> Units:
+    """The last step ends at the first timestep of the schedule."""
+    following = scheduler.timesteps[scheduler.step_index + 1 :]
+    return _preserving(scheduler, int(timestep), scheduler.alphas_cumprod[following[0] if len(following) else 0])
+
+
+def _pndm(scheduler: Any, timestep: Any) -> Units:
+    start, end, portion = _pndm_step(scheduler, int(timestep))
+    units = _preserving(scheduler, int(timestep), scheduler.final_alpha_cumprod)
+    ends = (_ratio(float(scheduler.alphas_cumprod[start])), units.stage.end)
+    if end >= 0:
+        ends = (ends[0], _ratio(float(scheduler.alphas_cumprod[end])))
+    return replace(units, stage=Stage(units.stage.ratio, *ends, portion))
+
+
+def _pndm_step(scheduler: Any, timestep: int) -> tuple[int, int, float]:
+    """Timesteps at both ends of the step that this evaluation serves, and its portion of it."""
+    spacing = scheduler.config.num_train_timesteps // scheduler.num_inference_steps
+    if scheduler.counter < len(scheduler.prk_timesteps):  # Runge-Kutta: four evaluations
+        start = int(scheduler.prk_timesteps[scheduler.counter // 4 * 4])
+        return start, start - spacing, 0.25
+    if scheduler.config.skip_prk_steps and scheduler.counter == 1:  # makes the first step again, from its other end
+        return timestep + spacing, timestep, 0.5
+    return timestep, timestep - spacing, 0.5 if scheduler.counter == 0 else 1.0
+
+
+def _move_pndm(scheduler: Any, timestep: Any, units: Units, shift: Tensor) -> None:
+    """Stored model outputs, and the latent from which the first steps are made again."""
+    change = output_shift(shift, units.alpha, units.sigma, units.prediction_type)
+    scheduler.ets = [stored + change for stored in scheduler.ets]
+    start, _, portion = _pndm_step(scheduler, int(timestep))
+    if portion < 1 and start != int(timestep):
+        scheduler.cur_sample = scheduler.cur_sample + math.sqrt(float(scheduler.alphas_cumprod[start])) * shift
+
+
+# Solvers with sigma / alpha, or flow sigmas, that convert them themselves.
+
+
+def _solver(scheduler: Any, timestep: Any) -> Units:
+    index = scheduler.step_index
+    alpha, sigma = _solver_alpha_sigma(scheduler, index)
+    next_alpha, next_sigma = _solver_alpha_sigma(scheduler, index + 1)
+    ratio = sigma / alpha if alpha > 0 else math.inf
+    return Units(alpha, sigma, Stage(ratio, ratio, next_sigma / next_alpha), scheduler.config.prediction_type)
+
+
+def _solver_alpha_sigma(scheduler: Any, index: int) -> tuple[float, float]:
+    alpha, sigma = scheduler._sigma_to_alpha_sigma_t(scheduler.sigmas[index])
+    return float(alpha), float(sigma)
+
+
+def _move_solver(scheduler: Any, timestep: Any, units: Units, shift: Tensor) -> None:
+    """Stored predictions of the clean latent, and the latent from which a step is made again."""
+    index = scheduler.step_index
+    if _keeps_denoised(scheduler):
+        outputs = scheduler.model_outputs
+        outputs[:] = [None if stored is None else stored + shift for stored in outputs]
+    if getattr(scheduler, "last_sample", None) is not None:  # UniPC and SA correct the step before this one
+        scheduler.last_sample = scheduler.last_sample + _solver_alpha_sigma(scheduler, index - 1)[0] * shift
+    if hasattr(scheduler, "order_list") and scheduler.sample is not None:
+        order = scheduler.order_list[index]
+        while order > 1 and scheduler.model_outputs[1 - order] is None:  # a run that begins in the middle
+            order -= 1
+        scheduler.sample = scheduler.sample + _solver_alpha_sigma(scheduler, index - order + 1)[0] * shift
+
+
+def _keeps_denoised(scheduler: Any) -> bool:
+    """Whether stored outputs are clean latents; otherwise they are noise."""
+    return getattr(scheduler, "predict_x0", False) or scheduler.config.algorithm_type.endswith("++")
+
+
+# Flow matching: sample = (1 - s) * x0 + s * noise.
+
+
+def _flowing(sigma: float, stage: Stage) -> Units:
+    return Units(1 - sigma, sigma, stage, "flow_prediction")
+
+
+def _flow_ratio(sigma: float) -> float:
+    return math.inf if sigma >= 1 else sigma / (1 - sigma)
+
+
+def _flow(scheduler: Any, timestep: Any) -> Units:
+    if getattr(scheduler.config, "invert_sigmas", False):
+        raise ValueError(
+            f"{type(scheduler).__name__} has invert_sigmas=True; expected sigmas that fall from noise to picture."
+            " Guidance does not support this pipeline."
+        )
+    sigma, following = _sigmas(scheduler, scheduler.step_index)
+    return _flowing(sigma, Stage(_flow_ratio(sigma), _flow_ratio(sigma), _flow_ratio(following)))
+
+
+def _flow_heun(scheduler: Any, timestep: Any) -> Units:
+    first, sigma, following = _step_ends(scheduler)
+    stage = _heun_stage(first, _flow_ratio(sigma), _flow_ratio(following))
+    return _flowing(sigma if first else following, stage)
+
+
+def _move_flow_heun(scheduler: Any, timestep: Any, units: Units, shift: Tensor) -> None:
+    first, sigma, _ = _step_ends(scheduler)
+    if not first:
+        scheduler.sample = scheduler.sample + (1 - sigma) * shift
+        scheduler.prev_derivative = scheduler.prev_derivative - shift
+
+
+SCHEDULERS: Mapping[str, Row] = {
+    "DDIMScheduler": Row(_evenly_spaced),
+    "DDPMScheduler": Row(_ddpm),
+    "DEISMultistepScheduler": Row(_solver, _move_solver),
+    "DPMSolverMultistepScheduler": Row(_solver, _move_solver),
+    "DPMSolverSDEScheduler": Row(_midpoint, _move_start),
+    "DPMSolverSinglestepScheduler": Row(_solver, _move_solver),
+    "EulerAncestralDiscreteScheduler": Row(_one_stage),
+    "EulerDiscreteScheduler": Row(_one_stage),
+    "FlowMatchEulerDiscreteScheduler": Row(_flow),
+    "FlowMatchHeunDiscreteScheduler": Row(_flow_heun, _move_flow_heun),
+    "FlowMatchLCMScheduler": Row(_flow),
+    "HeunDiscreteScheduler": Row(_heun, _move_start),
+    "KDPM2AncestralDiscreteScheduler": Row(_midpoint, _move_start),
+    "KDPM2DiscreteScheduler": Row(_midpoint, _move_start),
+    "LCMScheduler": Row(_lcm),
+    "LMSDiscreteScheduler": Row(_one_stage),
+    "PNDMScheduler": Row(_pndm, _move_pndm),
+    "SASolverScheduler": Row(_solver, _move_solver),
+    "TCDScheduler": Row(_tcd),
+    "UniPCMultistepScheduler": Row(_solver, _move_solver),
+}
+"""Class name -> row. Sub-classes of these are found too."""
