@@ -11,6 +11,7 @@ What happens to unusual pictures, always the same way:
 from __future__ import annotations
 
 import io
+import math
 import os
 import warnings
 from collections.abc import Mapping
@@ -106,29 +107,28 @@ def check_images(images: Tensor, name: str = "images") -> None:
 
     Args:
         images: what to check; any device.
-        name: how the message calls it.
+        name: what the message says of where the values are.
 
     Raises:
         ImageError: wrong shape, dtype or range, or NaN or infinite values.
     """
     shape = tuple(images.shape)
-    expected = f"{name} have shape {shape}; expected (N, 3, H, W)."
+    expected = f"images have shape {shape}; expected (N, 3, H, W)."
     if images.ndim == 3 and shape[0] == 3:
-        raise ImageError(f"{expected} Add a batch dimension: {name}[None].")
+        raise ImageError(f"{expected} Add a batch dimension: images[None].")
     if images.ndim == 4 and shape[1] != 3 and shape[3] == 3:
-        raise ImageError(f"{expected} Move the channels first: {name}.movedim(-1, 1).")
+        raise ImageError(f"{expected} Move the channels first: images.movedim(-1, 1).")
     if images.ndim != 4 or shape[1] != 3 or 0 in shape:
         raise ImageError(f"{expected} Give a non-empty batch of RGB pictures.")
     if not images.is_floating_point():
-        hint = f"Divide by 255: {name}.float() / 255." if images.dtype == torch.uint8 else f"Convert: {name}.float()."
-        raise ImageError(f"{name} have dtype {images.dtype}; expected floating values in [0, 1]. {hint}")
-    low, high = images.detach().aminmax()
-    low, high = float(low), float(high)
-    if not np.isfinite([low, high]).all():
-        raise ImageError(f"{name} hold NaN or infinite values; expected finite values in [0, 1]: check what made them.")
+        hint = "Divide by 255: images.float() / 255." if images.dtype == torch.uint8 else "Use images.float()."
+        raise ImageError(f"images have dtype {images.dtype}; expected floating values in [0, 1]. {hint}")
+    low, high = (float(value) for value in images.detach().aminmax())
+    if not (math.isfinite(low) and math.isfinite(high)):
+        raise ImageError(f"got NaN or infinite values in {name}; expected [0, 1]: check what made them.")
     if low < -RANGE_TOLERANCE or high > 1 + RANGE_TOLERANCE:
-        hint = f"{name} / 2 + 0.5 if they are in [-1, 1]" if high <= 1.5 else f"{name} / 255 if they are bytes"
-        raise ImageError(f"{name} hold values from {low:.4g} to {high:.4g}; expected [0, 1]. Use {hint}.")
+        hint = "If they are bytes, divide by 255." if high > 1.5 else "If they are in [-1, 1], use images / 2 + 0.5."
+        raise ImageError(f"got values from {low:.6g} to {high:.6g} in {name}; expected [0, 1]. {hint}")
 
 
 def resize_short_side(images: Tensor, size: int, *, enlarge: bool = True) -> Tensor:
@@ -170,7 +170,7 @@ def to_pil(image: Tensor) -> Image.Image:
         ImageError: wrong shape, dtype or range, or more than one picture.
     """
     batch = image[None] if image.ndim == 3 else image
-    check_images(batch, "image")
+    check_images(batch)
     if len(batch) != 1:
         raise ImageError(f"got {len(batch)} pictures; expected one: [to_pil(image) for image in images].")
     levels = (batch[0].detach().float().clamp(0, 1) * 255).round().to(torch.uint8)
@@ -290,7 +290,7 @@ def _from_array(pixels: np.ndarray, name: str) -> Tensor:
         batch = batch / np.float32(np.iinfo(batch.dtype).max)
     elif not np.issubdtype(batch.dtype, np.floating):
         raise ImageError(f"{name} has dtype {batch.dtype}; expected uint8, uint16 or floating values in [0, 1].")
-    images = torch.from_numpy(np.ascontiguousarray(batch, dtype=np.float32)).permute(0, 3, 1, 2)
+    images = torch.from_numpy(np.array(batch, dtype=np.float32)).permute(0, 3, 1, 2)  # a copy: the array may change
     if images.shape[1] == 4:
         images = images[:, :3] * images[:, 3:] + (1 - images[:, 3:])
     images = images.expand(-1, 3, -1, -1).contiguous()
