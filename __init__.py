@@ -20,6 +20,7 @@ _HOMES = {
     "list_models": ".models",
     "load_images": ".images",
     "rank": ".rerank",
+    "save_image": ".images",
 }
 
 __all__ = [  # noqa: RUF022 - in the order in which a reader meets them
@@ -27,6 +28,7 @@ __all__ = [  # noqa: RUF022 - in the order in which a reader meets them
     "list_models",
     "ModelSpec",
     "load_images",
+    "save_image",
     "rank",
     "Ranking",
     "best_of_n",
@@ -39,7 +41,7 @@ __all__ = [  # noqa: RUF022 - in the order in which a reader meets them
 if TYPE_CHECKING:
     from .guidance import RewardGuidance
     from .guidance.search import best_of_n
-    from .images import load_images
+    from .images import load_images, save_image
     from .models import ModelSpec, create_model, list_models
     from .rerank import Ranking, rank
     from .rewards import FullReference, Reward, WeightedSum
