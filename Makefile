@@ -13,7 +13,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow lint style build clean
+.PHONY: help setup demo test test-slow lint style bench train build clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 20
@@ -48,6 +48,14 @@ $(READY): pyproject.toml | $(BIN)/python
 	@echo "Installing iqguide and its dependencies into $(VENV) (the first time this takes minutes) ..."
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_FLAGS) --editable ".[dev]"
 	@touch $@
+
+bench: $(READY) ## the tables of benchmarks/README.md (IQGUIDE_DATA=folder adds those on photographs)
+	$(BIN)/python benchmarks/demo_quality.py --out runs/demo_quality $(ARGS)
+	$(if $(IQGUIDE_DATA),$(BIN)/python benchmarks/tiny_quality.py --data "$(IQGUIDE_DATA)")
+
+train: $(READY) ## train the quality model `tiny` from scratch (IQGUIDE_DATA=folder) into runs/tiny
+	@test -n "$(IQGUIDE_DATA)" || { echo "Name the folder of photographs: make train IQGUIDE_DATA=folder" >&2; exit 1; }
+	$(BIN)/accelerate launch -m iqguide.training.finetune --data "$(IQGUIDE_DATA)" --out runs/tiny $(ARGS)
 
 build: $(READY) ## wheel and source archive in dist/
 	$(BIN)/python -m build

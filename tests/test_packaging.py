@@ -107,7 +107,7 @@ def wheel(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def clean_python(wheel, tmp_path_factory) -> Path:
-    """A fresh virtual environment with the wheel in it, which sees the dependencies of this one and nothing else of it."""
+    """A fresh virtual environment that holds the wheel and sees the dependencies of this one, nothing else of it."""
     venv = tmp_path_factory.mktemp("clean") / "venv"
     run(sys.executable, "-m", "venv", "--without-pip", venv)
     python = venv / "bin" / "python"
