@@ -18,6 +18,8 @@ BLOCKS = (0, 1, 2, 2)
 
 
 class Residual(nn.Module):
+    """Two 3x3 convolutions around a shortcut; size and width stay."""
+
     def __init__(self, width: int) -> None:
         super().__init__()
         self.body = nn.Sequential(
@@ -29,6 +31,7 @@ class Residual(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
+        """(N, width, h, w) -> the same shape."""
         return F.silu(x + self.body(x))
 
 
@@ -49,7 +52,8 @@ class Tiny(nn.Module):
 
     `model(images)` is the score in [0, 1], fitted to people's opinions (0 worst, 1 best, about MOS / 100);
     `model.margin(images)` is the same order without the saturation, in standard deviations over clean photographs:
-    0 is the average clean photograph. Differentiable, no random part, and a batch gives what one image at a time gives.
+    0 is the average clean photograph. Differentiable, no random part, and in evaluation mode a batch gives what one
+    image at a time gives. Training it: docs/training.md.
     """
 
     def __init__(self) -> None:
@@ -65,22 +69,35 @@ class Tiny(nn.Module):
         self.register_buffer("score_shift", torch.zeros(()))
 
     def raw(self, images: Tensor) -> Tensor:
-        """The head's own output, (N, 3, H, W) in [0, 1] -> (N,) float32 (float64 for a float64 model)."""
+        """The head's own output before calibration, what training works on.
+
+        Args:
+            images: (N, 3, H, W) RGB in [0, 1], any floating dtype, both sides at least 32 px.
+
+        Returns:
+            (N,) float32 (float64 for a float64 model), about 0 for a clean photograph, falling to about -4.5.
+
+        Raises:
+            TypeError: not a tensor, or not floating point.
+            ValueError: wrong shape, or too small.
+        """
         check_images(images)
         x = images.to(self.stages[0][0].weight.dtype) * 2 - 1
         pooled = []
         for stage in self.stages:
             x = stage(x)
             pooled.append(x)
-        dtype = working_dtype(x.dtype)
-        features = torch.cat([_mean_and_spread(x.to(dtype)) for x in pooled[1:]], 1)
+        with torch.autocast(images.device.type, enabled=False):
+            return self._head(pooled[1:]).squeeze(1)
+
+    def _head(self, stages: list[Tensor]) -> Tensor:
+        """Pooled statistics through the small head, in float32 or better whatever the dtype of the rest."""
+        dtype = working_dtype(stages[0].dtype)
+        x = torch.cat([_mean_and_spread(stage.to(dtype)) for stage in stages], 1)
         for layer in self.head:
-            features = (
-                F.linear(features, layer.weight.to(dtype), layer.bias.to(dtype))
-                if isinstance(layer, nn.Linear)
-                else layer(features)
-            )
-        return features.squeeze(1)
+            linear = isinstance(layer, nn.Linear)
+            x = F.linear(x, layer.weight.to(dtype), layer.bias.to(dtype)) if linear else layer(x)
+        return x
 
     def margin(self, images: Tensor) -> Tensor:
         """Unsaturated score (N,) in standard deviations over clean photographs; see the class."""
