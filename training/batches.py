@@ -22,10 +22,8 @@ SEVERITY = {
 LADDER_KINDS = tuple(distortions.LADDERS)
 # what can be undone in principle: the direction back is the same for everyone who looks
 RESTORABLE = tuple(kind for kind in LADDER_KINDS if kind not in ("color_shift", "jpeg2000"))
-# of every hundred draws; codecs, blur and noise are what web pictures suffer from
+# how often a kind is drawn, 4 for those not named; codecs, blur and noise are what web pictures suffer from
 WEIGHTS = {"jpeg2000": 2.0, "jpeg": 10.0, "gaussian_blur": 10.0, "white_noise": 8.0, "grain": 10.0, "enlarge": 6.0}
-
-
 EACH = 8  # crops per scored photograph
 
 
@@ -41,12 +39,15 @@ def severity(kind: str, level: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Opinions:
-    """Crops (N, 3, s, s) uint8 and their labels (N,) in the model's raw units."""
+    """Human-scored crops and their labels."""
 
     images: Tensor
+    """(N, 3, s, s) uint8."""
     labels: Tensor
+    """(N,) float32 in the model's raw units."""
 
     def batch(self, size: int, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
+        """Random crops (size, 3, s, s) in [0, 1] and their labels (size,)."""
         picks = torch.from_numpy(rng.integers(0, len(self.labels), size))
         return self.images[picks].float() / 255, self.labels[picks]
 
@@ -67,6 +68,7 @@ class Crops:
         self.images = torch.stack(crops)
 
     def batch(self, size: int, rng: np.random.Generator) -> Tensor:
+        """Random crops, (size, 3, s, s) in [0, 1]."""
         return self.images[torch.from_numpy(rng.integers(0, len(self.images), size))].float() / 255
 
 
@@ -76,8 +78,18 @@ def overlapping(crop: Tensor, size: int, count: int, rng: np.random.Generator) -
     return [tuple(slice(o, o + size) for o in rng.integers(0, reach, 2)) for _ in range(count)]
 
 
-def ladders(crops: Crops, photos: int, rungs: int, size: int, rng: np.random.Generator, generator: torch.Generator):
-    """Ladders of increasingly degraded, overlapping crops.
+def ladders(
+    crops: Crops, photos: int, rungs: int, size: int, rng: np.random.Generator, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """Ladders of increasingly degraded, overlapping crops; each photograph is degraded in one way.
+
+    Args:
+        crops: what to degrade; a little larger than `size`.
+        photos: number of ladders.
+        rungs: crops per ladder, the clean one included.
+        size: side of the results in px.
+        rng: decides photographs, kinds, levels and places.
+        generator: of the noise in the degradations.
 
     Returns:
         images: (photos * rungs, 3, size, size).
@@ -94,8 +106,10 @@ def ladders(crops: Crops, photos: int, rungs: int, size: int, rng: np.random.Gen
     return torch.stack(images), torch.stack(severities)
 
 
-def pairs(crops: Crops, count: int, size: int, rng: np.random.Generator, generator: torch.Generator):
-    """Degraded and clean twins (count, 3, size, size), each degraded in one restorable way."""
+def pairs(
+    crops: Crops, count: int, size: int, rng: np.random.Generator, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """Degraded and clean twins (count, 3, size, size), each degraded in one restorable way; arguments as `ladders`."""
     clean = crops.batch(count, rng)
     degraded = torch.cat(
         [
@@ -114,6 +128,12 @@ def opinions(photographs: list[Photograph], teacher: Path | None, size: int, rng
 
     A crop of a scored photograph is labelled with people's score of the whole and the teacher's score of the crop, half
     and half.
+
+    Args:
+        photographs: human-scored ones; `EACH` crops are cut from each.
+        teacher: SqueezeNet 1.0 state dict (`teacher.Squeezenet`), or None for people's scores alone.
+        size: side of the crops in px.
+        rng: decides the crops.
     """
     images, mos = [], []
     for photograph in tqdm(photographs, desc="scored crops"):

@@ -4,56 +4,57 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-
-def _setting(default: Any, help: str) -> Any:  # noqa: A002 - argparse's own word
-    return field(default=default, metadata={"help": help})
+from typing import Annotated, get_args, get_type_hints
 
 
 @dataclass(frozen=True)
 class FinetuneConfig:
-    """One fine-tuning run. Each default is written here and nowhere else."""
+    """One fine-tuning run. Each default is written here and nowhere else; the second part of a type is its help."""
 
-    data: Path = _setting(Path("data"), "folder with pristine/ and live-challenge/")
-    out: Path = _setting(Path("runs/tiny"), "where checkpoints and the result go")
-    init: Path | None = _setting(None, "start from this safetensors file instead of random weights")
-    teacher: Path | None = _setting(
-        None, "SqueezeNet 1.0 state dict that labels crops; without it people's scores alone"
+    data: Annotated[Path, "folder with pristine/ and live-challenge/"] = Path("data")
+    out: Annotated[Path, "where checkpoints and the result go"] = Path("runs/tiny")
+    init: Annotated[Path | None, "start from this safetensors file instead of random weights"] = None
+    teacher: Annotated[Path | None, "SqueezeNet 1.0 state dict that labels crops; without it people's scores alone"] = (
+        None
     )
-    denoised: Path | None = _setting(None, "cache of denoised predictions made by recipes/demo_generator/denoised.py")
-    steps: int = _setting(2000, "optimiser steps")
-    seed: int = _setting(0, "of everything random")
-    lr: float = _setting(2e-3, "highest learning rate; warms up, then falls along a cosine")
-    weight_decay: float = _setting(0.02, "of AdamW")
-    ladders: int = _setting(4, "photographs a step that are degraded step by step")
-    rungs: int = _setting(4, "crops per ladder, the clean one included")
-    crop: int = _setting(128, "side of the ladder crops, px")
-    opinions: int = _setting(6, "human-scored crops a step")
-    opinion_crop: int = _setting(224, "side of the human-scored crops, px")
-    aligned: int = _setting(4, "pictures a step whose gradient must point back to the clean picture")
-    ranking_weight: float = _setting(1.0, "of the ranking of each ladder")
-    severity_weight: float = _setting(0.3, "of the regression on how severe the degradation is")
-    opinion_weight: float = _setting(1.0, "of the human scores")
-    alignment_weight: float = _setting(1.0, "of the direction of the gradient")
-    penalty_weight: float = _setting(0.02, "of the input-gradient penalty")
-    denoised_weight: float = _setting(1.0, "of the ranking of denoised predictions")
-    checkpoint_every: int = _setting(500, "steps between checkpoints")
+    denoised: Annotated[Path | None, "cache of denoised predictions made by recipes/demo_generator/denoised.py"] = None
+    steps: Annotated[int, "optimiser steps"] = 2000
+    seed: Annotated[int, "of everything random"] = 0
+    lr: Annotated[float, "highest learning rate; warms up, then falls along a cosine"] = 2e-3
+    weight_decay: Annotated[float, "of AdamW"] = 0.02
+    ladders: Annotated[int, "photographs a step that are degraded step by step"] = 4
+    rungs: Annotated[int, "crops per ladder, the clean one included"] = 4
+    crop: Annotated[int, "side of the ladder crops, px"] = 128
+    opinions: Annotated[int, "human-scored crops a step"] = 6
+    opinion_crop: Annotated[int, "side of the human-scored crops, px"] = 224
+    aligned: Annotated[int, "pictures a step whose gradient must point back to the clean picture"] = 4
+    ranking_weight: Annotated[float, "of the ranking of each ladder"] = 1.0
+    severity_weight: Annotated[float, "of the regression on how severe the degradation is"] = 0.3
+    opinion_weight: Annotated[float, "of the human scores"] = 1.0
+    alignment_weight: Annotated[float, "of the direction of the gradient"] = 1.0
+    penalty_weight: Annotated[float, "of the input-gradient penalty"] = 0.02
+    denoised_weight: Annotated[float, "of the ranking of denoised predictions"] = 1.0
+    checkpoint_every: Annotated[int, "steps between checkpoints"] = 500
 
 
 def parse_config(arguments: list[str] | None = None) -> tuple[FinetuneConfig, bool]:
-    """The settings that the flags describe, and whether to resume from the last checkpoint in `out`."""
+    """Read the command line; every field of `FinetuneConfig` is a flag.
+
+    Args:
+        arguments: what to read; None for the process' own.
+
+    Returns:
+        The settings, and whether to resume from the last checkpoint in `out`.
+    """
     parser = argparse.ArgumentParser(prog="accelerate launch -m iqguide.training.finetune")
+    hints = get_type_hints(FinetuneConfig, include_extras=True)
     for item in dataclasses.fields(FinetuneConfig):
-        kind = Path if "Path" in str(item.type) else {"int": int, "float": float}[str(item.type)]
-        parser.add_argument(
-            f"--{item.name.replace('_', '-')}",
-            type=kind,
-            default=item.default,
-            help=f"{item.metadata['help']} (%(default)s)",
-        )
+        kind, text = get_args(hints[item.name])
+        kind = (get_args(kind) or (kind,))[0]  # `Path | None` is read as a Path
+        flag = f"--{item.name.replace('_', '-')}"
+        parser.add_argument(flag, type=kind, default=item.default, help=f"{text} (%(default)s)")
     parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint in --out")
     values = vars(parser.parse_args(arguments))
     resume = values.pop("resume")

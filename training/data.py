@@ -1,6 +1,7 @@
 """Photographs for training: what may be used, how it is split, and how crops are cut.
 
-The folder layout is `pristine/images/*.jpg` (clean photographs) and `live-challenge/{mos.csv,images/}` (human scores).
+The folder has `pristine/images/` (clean photographs) and `live-challenge/` with `images/` and `mos.csv` (human scores:
+columns `image` and `mos`, 0 to 100, higher is better; others are ignored).
 """
 
 from __future__ import annotations
@@ -11,8 +12,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import Tensor
+
+from ..images import IMAGE_SUFFIXES
 
 HELD_OUT = 5  # one picture group in five is never trained on
 
@@ -22,17 +25,30 @@ class Photograph:
     """One picture of a training folder."""
 
     path: Path
+    """Its file."""
     mos: float | None = None
     """Mean opinion score, 0 to 100, higher is better; None for clean photographs without one."""
 
 
 def clean_photographs(data: Path) -> list[Photograph]:
-    """The clean photographs of a data folder, in name order."""
-    return [Photograph(path) for path in sorted((data / "pristine" / "images").glob("*.jpg"))]
+    """The clean photographs of a data folder, in name order.
+
+    Raises:
+        FileNotFoundError: there are none.
+    """
+    folder = data / "pristine" / "images"
+    found = [Photograph(path) for path in sorted(folder.glob("*")) if path.suffix.lower() in IMAGE_SUFFIXES]
+    if not found:
+        raise FileNotFoundError(f"no pictures in {folder}; expected clean photographs there: see docs/training.md.")
+    return found
 
 
 def scored_photographs(data: Path) -> list[Photograph]:
-    """The human-scored photographs of a data folder, in the order of their list."""
+    """The human-scored photographs of a data folder, in the order of their list.
+
+    Raises:
+        FileNotFoundError: there is no list.
+    """
     folder = data / "live-challenge"
     with (folder / "mos.csv").open(newline="") as file:
         return [Photograph(folder / "images" / row["image"], float(row["mos"])) for row in csv.DictReader(file)]
@@ -41,7 +57,12 @@ def scored_photographs(data: Path) -> list[Photograph]:
 def split(photographs: list[Photograph], seed: int = 0) -> tuple[list[Photograph], list[Photograph]]:
     """Training and held-out pictures, one group in `HELD_OUT`; near-identical pictures are one group.
 
-    Two pictures are near-identical when their 16x16 grey thumbnails, standardised, correlate above 0.95.
+    Two pictures are near-identical when their 16x16 grey thumbnails, standardised, correlate above 0.95; chains of such
+    pairs make one group.
+
+    Args:
+        photographs: at least `HELD_OUT` groups of them, or none is held out.
+        seed: decides which groups are held out.
     """
     thumbnails = []
     for photograph in photographs:
@@ -56,14 +77,13 @@ def split(photographs: list[Photograph], seed: int = 0) -> tuple[list[Photograph
     names = np.unique(group)
     held = np.random.default_rng(seed).permutation(names)[: len(names) // HELD_OUT]
     out = np.isin(group, held)
-    return [p for p, o in zip(photographs, out, strict=True) if not o], [
-        p for p, o in zip(photographs, out, strict=True) if o
-    ]
+    kept, aside = ([p for p, o in zip(photographs, out, strict=True) if o == side] for side in (False, True))
+    return kept, aside
 
 
 def read(path: Path) -> Image.Image:
-    """A picture as RGB."""
-    return Image.open(path).convert("RGB")
+    """A picture as RGB, its EXIF orientation applied."""
+    return ImageOps.exif_transpose(Image.open(path)).convert("RGB")
 
 
 def to_tensor(picture: Image.Image) -> Tensor:
@@ -72,7 +92,14 @@ def to_tensor(picture: Image.Image) -> Tensor:
 
 
 def random_crop(picture: Image.Image, size: int, rng: np.random.Generator, most: float = 3.0) -> Image.Image:
-    """A random square of the picture, `size` to `most * size` wide where it fits, reduced to `size`, mirrored at times."""
+    """A random square of the picture, reduced to `size` and mirrored half of the time.
+
+    Args:
+        picture: any size; pictures smaller than `size` are enlarged.
+        size: side of the result in px.
+        rng: decides place, scale and mirroring.
+        most: the square is `size` to `most * size` px wide, evenly in the logarithm, where the picture has that many.
+    """
     short = min(picture.size)
     side = int(np.exp(rng.uniform(np.log(min(size, short)), np.log(min(most * size, short)))))
     x, y = (int(rng.integers(0, extent - side + 1)) for extent in picture.size)

@@ -1,10 +1,13 @@
 """Synthetic degradations of photographs, vectorised over a batch, with a strength per image.
 
-Every function takes images (N, 3, H, W) in [0, 1] and one parameter per image, never works in place, and
-returns images in [0, 1]. Randomness comes from the generator that is handed in. `LADDERS` lists five levels
-for each, from barely visible to severe; the parameters follow the KADID-10k / ARNIQA table
-(https://github.com/miccunifi/ARNIQA, utils/utils_data.py at f60c0f2) where it is monotone and its first level
-does something, and are ours otherwise.
+Every function takes images (N, 3, H, W) in [0, 1], one parameter per image (N,) and a CPU generator, never works in
+place, and returns images in [0, 1] of the same shape, dtype and device. Each image is treated as if it were alone.
+Randomness comes from the generator that is handed in (torch's global one if it is None). Nothing here is meant to be
+differentiated.
+
+`LADDERS` lists five levels for each, from barely visible to severe; the parameters follow the KADID-10k / ARNIQA table
+(https://github.com/miccunifi/ARNIQA, utils/utils_data.py at f60c0f2) where it is monotone and its first level does
+something, and are ours otherwise.
 """
 
 from __future__ import annotations
@@ -55,15 +58,16 @@ def _filter_separable(images: Tensor, kernels: Tensor) -> Tensor:
 
 
 def gaussian_blur(images: Tensor, sigma: Tensor, generator: torch.Generator | None = None) -> Tensor:
-    """Gaussian blur; sigma in pixels."""
-    radius = max(1, math.ceil(3 * float(sigma.max())))
-    offsets = torch.arange(-radius, radius + 1, dtype=torch.float32)
-    kernels = torch.exp(-0.5 * (offsets / sigma.float().clamp_min(1e-3)[:, None]) ** 2)
+    """Gaussian blur; sigma in pixels, the kernel cut at three sigma."""
+    sigma = sigma.float().clamp_min(1e-3)[:, None]
+    radius = (3 * sigma).ceil()
+    offsets = torch.arange(-int(radius.max()), int(radius.max()) + 1, device=sigma.device)
+    kernels = torch.exp(-0.5 * (offsets / sigma) ** 2) * (offsets.abs() <= radius)
     return _filter_separable(images, kernels / kernels.sum(1, keepdim=True))
 
 
 def lens_blur(images: Tensor, radius: Tensor, generator: torch.Generator | None = None) -> Tensor:
-    """Blur with an evenly lit disk; radius in pixels."""
+    """Blur with an evenly lit disk, as out of focus; radius in pixels."""
     reach = max(1, math.ceil(float(radius.max())))
     y, x = torch.meshgrid(*[torch.arange(-reach, reach + 1, dtype=torch.float32)] * 2, indexing="ij")
     disks = (radius.float()[:, None, None] + 0.5 - torch.hypot(x, y)).clamp(0, 1)
@@ -82,12 +86,12 @@ def motion_blur(images: Tensor, length: Tensor, generator: torch.Generator | Non
 
 
 def white_noise(images: Tensor, std: Tensor, generator: torch.Generator | None = None) -> Tensor:
-    """Independent Gaussian noise on every channel."""
+    """Independent Gaussian noise on every channel; std of values in [0, 1], before clipping."""
     return (images + _column(std, images) * _normal(images, generator)).clamp(0, 1)
 
 
 def grain(images: Tensor, std: Tensor, generator: torch.Generator | None = None) -> Tensor:
-    """Luminance noise with a grain of about two pixels, like film or a demosaiced sensor."""
+    """Luminance noise with a grain of about two pixels, like film or a demosaiced sensor; std as in `white_noise`."""
     n, _, h, w = images.shape
     coarse = F.interpolate(_normal(images, generator, (n, 1, h // 2 + 1, w // 2 + 1)), (h, w), mode="bicubic")
     coarse = coarse / coarse.std((1, 2, 3), keepdim=True)
@@ -95,12 +99,12 @@ def grain(images: Tensor, std: Tensor, generator: torch.Generator | None = None)
 
 
 def multiplicative_noise(images: Tensor, std: Tensor, generator: torch.Generator | None = None) -> Tensor:
-    """Speckle: noise in proportion to the signal."""
+    """Speckle: noise in proportion to the signal; std relative to it."""
     return (images * (1 + _column(std, images) * _normal(images, generator))).clamp(0, 1)
 
 
 def impulse_noise(images: Tensor, share: Tensor, generator: torch.Generator | None = None) -> Tensor:
-    """Salt and pepper on the given share of the values."""
+    """Salt and pepper on the given share of the values, in [0, 1]."""
     draw = torch.rand(images.shape, generator=generator).to(images)
     share = _column(share, images)
     salted = torch.where(draw < share / 2, torch.zeros_like(images), images)
@@ -138,20 +142,19 @@ def _code_blocks(plane: Tensor, table: Tensor) -> Tensor:
 
 
 def jpeg(images: Tensor, quality: Tensor, generator: torch.Generator | None = None) -> Tensor:
-    """Baseline JPEG's loss (4:2:0, the standard tables of ITU-T T.81 annex K), quality 1 to 100 as libjpeg scales it."""
+    """What baseline JPEG loses: 4:2:0, the tables of ITU-T T.81 annex K, quality 1 to 100 as libjpeg scales it.
+
+    Without the rounding to whole numbers between the stages; the entropy coding that follows loses nothing.
+    """
     n, _, h, w = images.shape
-    padded = F.pad(images, [0, -w % 16, 0, -h % 16], mode="replicate")
+    padded = F.pad(images, [0, -w % 16, 0, -h % 16], mode="replicate")  # whole blocks, of the halved chroma too
     ycc = torch.einsum("ij,njhw->nihw", _YCC.to(images), padded * 255)
     quality = quality.float().clamp(1, 100)
     scale = torch.where(quality < 50, 50 / quality, 2 - quality / 50).view(-1, 1, 1)
-    tables = [(t * scale).round().clamp(1, 255).to(images) for t in (_LUMA_TABLE, _CHROMA_TABLE)]
+    tables = [(t.to(scale) * scale).round().clamp(1, 255).to(images) for t in (_LUMA_TABLE, _CHROMA_TABLE)]
     y = _code_blocks(ycc[:, 0] - 128, tables[0]) + 128
     chroma = F.avg_pool2d(ycc[:, 1:], 2)
-    ch, cw = -chroma.shape[-2] % 8, -chroma.shape[-1] % 8
-    full = F.pad(chroma, [0, cw, 0, ch], mode="replicate")
-    coded = torch.stack([_code_blocks(full[:, i], tables[1]) for i in (0, 1)], 1)[
-        ..., : chroma.shape[-2], : chroma.shape[-1]
-    ]
+    coded = torch.stack([_code_blocks(plane, tables[1]) for plane in chroma.unbind(1)], 1)
     coded = F.interpolate(coded, scale_factor=2, mode="bilinear")
     rgb = torch.einsum("ij,njhw->nihw", torch.linalg.inv(_YCC).to(images), torch.cat([y[:, None], coded], 1))
     return (rgb[..., :h, :w] / 255).clamp(0, 1)
@@ -169,7 +172,7 @@ def jpeg2000(images: Tensor, rate: Tensor, generator: torch.Generator | None = N
 
 
 def pixelate(images: Tensor, factor: Tensor, generator: torch.Generator | None = None) -> Tensor:
-    """Reduce by `factor` and enlarge again with square pixels."""
+    """Reduce to 1 / factor of the size and enlarge again with square pixels."""
     h, w = images.shape[-2:]
     return torch.cat(
         [
@@ -180,7 +183,7 @@ def pixelate(images: Tensor, factor: Tensor, generator: torch.Generator | None =
 
 
 def enlarge(images: Tensor, factor: Tensor, generator: torch.Generator | None = None) -> Tensor:
-    """Reduce by `factor` and enlarge again with a bicubic kernel, like a thumbnail blown up."""
+    """Reduce to 1 / factor of the size and enlarge again with a bicubic kernel, like a thumbnail blown up."""
     h, w = images.shape[-2:]
     out = []
     for image, f in zip(images, factor.tolist(), strict=True):
@@ -190,9 +193,9 @@ def enlarge(images: Tensor, factor: Tensor, generator: torch.Generator | None = 
 
 
 def quantize(images: Tensor, levels: Tensor, generator: torch.Generator | None = None) -> Tensor:
-    """Round every channel to the given number of evenly spaced values."""
+    """Round every channel to the given number of evenly spaced values; fractional numbers of values are allowed."""
     steps = _column(levels, images) - 1
-    return (images * steps).round() / steps
+    return ((images * steps).round() / steps).clamp(0, 1)
 
 
 def saturation(images: Tensor, factor: Tensor, generator: torch.Generator | None = None) -> Tensor:
@@ -220,7 +223,7 @@ def sharpen(images: Tensor, amount: Tensor, generator: torch.Generator | None = 
 
 
 def color_shift(images: Tensor, shift: Tensor, generator: torch.Generator | None = None) -> Tensor:
-    """Move the green channel sideways by whole pixels in a random direction."""
+    """Move the green channel by about `shift` whole pixels in a random direction; what leaves comes in opposite."""
     angle = torch.rand(len(images), generator=generator) * 2 * math.pi
     out = images.clone()
     for n, (s, a) in enumerate(zip(shift.tolist(), angle.tolist(), strict=True)):
@@ -257,13 +260,22 @@ LADDERS: dict[str, tuple[Distortion, tuple[float, ...]]] = {
 
 def strength(name: str, level: Tensor) -> Tensor:
     """Parameter of a ladder at a fractional level in [0, 4], interpolated linearly between its five values."""
-    values = torch.tensor(LADDERS[name][1], dtype=torch.float32)
+    values = torch.tensor(LADDERS[name][1], dtype=torch.float32, device=level.device)
     low = level.floor().clamp(0, 3).long()
     return torch.lerp(values[low], values[low + 1], (level - low).float())
 
 
 def distort(images: Tensor, name: str, level: Tensor, generator: torch.Generator | None = None) -> Tensor:
-    """Degrade images (N, 3, H, W) in [0, 1] by one ladder at levels (N,) in [0, 4].
+    """Degrade images by one ladder.
+
+    Args:
+        images: (N, 3, H, W) in [0, 1]; not changed.
+        name: one of `LADDERS`.
+        level: (N,) in [0, 4], whole numbers being the ladder's five strengths.
+        generator: CPU generator of everything random; None for torch's global one.
+
+    Returns:
+        (N, 3, H, W) in [0, 1].
 
     Raises:
         ValueError: if `name` is not a ladder.

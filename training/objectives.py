@@ -12,13 +12,18 @@ from torch.nn import functional as F
 def ladder_ranking(scores: Tensor, severity: Tensor, slope: float = 0.5) -> Tensor:
     """Less degraded crops of one photograph score higher, by a margin in proportion to the difference.
 
-    The idea of QualiCLIP's ranking losses (arXiv 2403.11176) on a scalar score: mean over all pairs i, j of one row with
-    severity_i < severity_j of softplus(slope * (severity_j - severity_i) - (score_i - score_j)).
+    Mean over all pairs i, j of one row with severity_i < severity_j of
+    softplus(slope * (severity_j - severity_i) - (score_i - score_j)).
 
     Args:
         scores: (P, L), a row per photograph.
         severity: (P, L), how degraded each crop is; equal severities are not compared.
         slope: margin per unit of severity.
+
+    Source:
+        Agnolucci et al. (2024), "Quality-aware Image-Text Alignment for Opinion-Unaware Image Quality Assessment",
+        https://arxiv.org/abs/2403.11176: ranking of increasingly degraded crops, there on similarities to prompts and
+        with a fixed margin.
     """
     worse = severity[:, None, :] - severity[:, :, None]
     ahead = scores[:, :, None] - scores[:, None, :]
@@ -27,12 +32,18 @@ def ladder_ranking(scores: Tensor, severity: Tensor, slope: float = 0.5) -> Tens
 
 
 def consistency(scores: Tensor, twins: Tensor, margin: float = 0.2) -> Tensor:
-    """Overlapping crops of one picture at one level score alike, up to a margin. Both (N,)."""
+    """Overlapping crops of one picture at one level score alike, up to a margin: mean of relu(|difference| - margin).
+
+    Args:
+        scores: (N,).
+        twins: (N,), scores of the other crops.
+        margin: difference that costs nothing.
+    """
     return F.relu((scores - twins).abs() - margin).mean()
 
 
 def correlation(scores: Tensor, opinions: Tensor) -> Tensor:
-    """(1 - Pearson correlation) / 2 of scores (N,) with opinions (N,)."""
+    """(1 - Pearson correlation) / 2 of scores (N,) with opinions (N,): 0 for perfect agreement, 1 for the opposite."""
     a, b = scores - scores.mean(), opinions - opinions.mean()
     return (1 - (a * b).sum() / (a.norm() * b.norm() + 1e-6)) / 2
 
@@ -52,6 +63,8 @@ def restoration(raw: Callable[[Tensor], Tensor], degraded: Tensor, clean: Tensor
         misalignment: (N,), 1 - cosine of gradient and clean - degraded.
         slope: (N,), the gradient's component along clean - degraded times its length: the linear forecast of the gain.
         energy: (N,), mean square of the gradient (the input-gradient penalty).
+
+        All three are differentiable in the parameters of `raw`.
     """
     degraded = degraded.detach().requires_grad_()
     (gradient,) = torch.autograd.grad(raw(degraded).sum(), degraded, create_graph=True)

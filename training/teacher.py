@@ -18,7 +18,7 @@ TAPS = (3, 5, 7, 9)
 
 
 class Squeezenet:
-    """Pooled features of SqueezeNet 1.0."""
+    """Pooled features of SqueezeNet 1.0, from a state dict with the layer names of its authors (`fire2/conv1x1_1`)."""
 
     def __init__(self, path: Path) -> None:
         self.weights = {k: v.float() for k, v in torch.load(path, weights_only=True).items()}
@@ -29,7 +29,10 @@ class Squeezenet:
 
     @torch.no_grad()
     def __call__(self, images: Tensor) -> Tensor:
-        """Mean and spread of four layers at full and half size, (N, 3, H, W) in [0, 1] -> (N, 5120) float32."""
+        """Mean and spread of four layers at full and half size, (N, 3, H, W) in [0, 1] -> (N, 5120) float32.
+
+        The convolutions run in bfloat16; not differentiable.
+        """
         halves = F.interpolate(images, scale_factor=0.5, mode="bilinear", antialias=True)
         return torch.cat([self._pooled(images), self._pooled(halves)], 1)
 
@@ -56,8 +59,12 @@ def ridge_opinions(features: np.ndarray, values: np.ndarray, groups: np.ndarray,
 
     Args:
         features: (N, D).
-        values: (N,).
-        groups: (N,) integers; rows of one group stay on one side of every fold.
+        values: (N,), the labels to predict.
+        groups: (N,) integers; rows of one group stay on one side of every fold, which is group % folds.
+        folds: each row is predicted from the others' folds.
+
+    Returns:
+        (N,) predictions in the units of `values`.
     """
     x = (features - features.mean(0)) / (features.std(0) + 1e-6)
     kernel = x @ x.T / x.shape[1]
