@@ -3,15 +3,19 @@
     python recipes/demo_generator/autoencoder.py --corpus corpus.npz --out runs/vae
     python recipes/demo_generator/autoencoder.py --corpus corpus.npz --out runs/vae-fine --decoder-of runs/vae
 
-The second line goes on with the decoder alone, so a generator can train on the first one's latents meanwhile. Losses: L1 at full and quarter size, the local energy of three detail bands (so that noise and texture keep their strength where their exact
-shape cannot be coded), and for the decoder alone a hinge patch discriminator with feature matching. Latents
-get a little noise, so that the decoder is smooth.
+The second line goes on with the decoder alone, so a generator can train on the first one's latents meanwhile.
+
+Losses: L1 at full and quarter size, the local energy of three detail bands (so that noise and texture keep their
+strength where their exact shape cannot be coded), and for the decoder alone a hinge patch discriminator with feature
+matching. Latents get a little noise, so that the decoder is smooth.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import time
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -35,6 +39,7 @@ def build() -> AutoencoderTiny:
 
 
 def detail_bands(images: Tensor, levels: int = 3) -> list[Tensor]:
+    """Laplacian pyramid without its last, smooth level."""
     bands = []
     for _ in range(levels):
         low = F.avg_pool2d(images, 2)
@@ -53,12 +58,13 @@ def energy_loss(decoded: Tensor, images: Tensor) -> Tensor:
 
 
 class Discriminator(nn.Module):
+    """Patch discriminator; returns its verdicts and the features of its layers."""
+
     def __init__(self, width: int = 32) -> None:
         super().__init__()
         sizes = (3, width, width * 2, width * 4)
         self.layers = nn.ModuleList(
-            nn.utils.parametrizations.spectral_norm(nn.Conv2d(a, b, 4, 2, 1))
-            for a, b in zip(sizes, sizes[1:], strict=False)
+            nn.utils.parametrizations.spectral_norm(nn.Conv2d(a, b, 4, 2, 1)) for a, b in pairwise(sizes)
         )
         self.head = nn.Conv2d(sizes[-1], 1, 3, padding=1)
 
@@ -71,85 +77,116 @@ class Discriminator(nn.Module):
 
 
 def batch(corpus: Tensor, size: int, crop: int, generator: torch.Generator) -> Tensor:
+    """Random crops of random patches, (size, 3, crop, crop) in [0, 1]."""
     picks = torch.randint(len(corpus), (size,), generator=generator)
     # crops start on the 8-pixel grid, because blocks do too
     x, y = (torch.randint(0, (128 - crop) // 8 + 1, (), generator=generator).item() * 8 for _ in "xy")
     return (corpus[picks, :, y : y + crop, x : x + crop].float() / 255).contiguous(memory_format=torch.channels_last)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--corpus", type=Path, required=True)
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--minutes", type=float, default=10)
-    parser.add_argument("--batch", type=int, default=16)
-    parser.add_argument("--crop", type=int, default=64)
-    parser.add_argument("--init", type=Path, help="go on from this autoencoder")
-    parser.add_argument("--decoder-of", type=Path, help="go on from this autoencoder with its encoder frozen")
-    args = parser.parse_args()
-    torch.manual_seed(0)
-    generator = torch.Generator().manual_seed(0)
-    corpus = torch.from_numpy(np.load(args.corpus)["images"])
-    adversarial = args.decoder_of is not None
-    init = args.decoder_of or args.init
-    vae = AutoencoderTiny.from_pretrained(init) if init else build()
+def channel_balance(latents: Tensor) -> Tensor:
+    """Keep every channel near mean 0 and spread 1: the diffusion model and the decoder's tanh(x / 3) * 3 expect it."""
+    variance, mean = torch.var_mean(latents.float(), (0, 2, 3))
+    return ((variance - 1).square() + mean.square()).mean()
+
+
+def reconstruct(vae: AutoencoderTiny, images: Tensor) -> tuple[Tensor, Tensor]:
+    """Latents of images in [0, 1], and what the decoder makes of them with a little noise."""
+    with torch.autocast("cpu", torch.bfloat16):
+        latents = vae.encoder(images * 2 - 1)
+        noisy = latents + 0.1 * torch.randn_like(latents)
+        decoded = (vae.decoder(noisy) + 1) / 2  # the decoder answers in [-1, 1]
+    return latents, decoded.float()
+
+
+def adversarial_loss(judge: Discriminator, decoded: Tensor, images: Tensor) -> Tensor:
+    """What the decoder is to lower: the judge's doubt, and the distance of its features."""
+    judge.requires_grad_(False)
+    with torch.autocast("cpu", torch.bfloat16):
+        fake, fake_features = judge(decoded)
+        with torch.no_grad():
+            real_features = judge(images)[1]
+        matching = sum((a.float() - b.float()).abs().mean() for a, b in zip(fake_features, real_features, strict=True))
+    judge.requires_grad_(True)
+    return 0.05 * matching - 0.02 * fake.float().mean()
+
+
+def judge_step(judge: Discriminator, optimiser: torch.optim.Optimizer, decoded: Tensor, images: Tensor) -> float:
+    """One step of the judge with the hinge loss; returns the loss."""
+    with torch.autocast("cpu", torch.bfloat16):
+        real, fake = judge(images)[0], judge(decoded.detach())[0]
+    loss = F.relu(1 - real.float()).mean() + F.relu(1 + fake.float()).mean()
+    optimiser.zero_grad(set_to_none=True)
+    loss.backward()
+    optimiser.step()
+    return loss.item()
+
+
+def tidy(folder: Path) -> None:
+    """Take from the config files below a saved folder what only warns when it is read, and paths of this machine."""
+    for path in folder.rglob("config.json"):
+        config = json.loads(path.read_text())
+        config.pop("_name_or_path", None)
+        if config.get("_class_name") == "AutoencoderTiny":
+            config.pop("block_out_channels", None)  # diffusers writes it and does not expect it back
+        path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+
+
+def save(vae: AutoencoderTiny, folder: Path) -> None:
+    """Write diffusers' format."""
+    vae.save_pretrained(folder)
+    tidy(folder)
+
+
+def train(vae: AutoencoderTiny, corpus: Tensor, args: argparse.Namespace) -> None:
+    """Train for `args.minutes`, in place; with `args.decoder_of` the decoder alone, against a judge."""
+    generator, adversarial = torch.Generator().manual_seed(0), args.decoder_of is not None
     vae.to(memory_format=torch.channels_last).encoder.requires_grad_(not adversarial)
     judge = Discriminator().to(memory_format=torch.channels_last)
     optimiser = torch.optim.AdamW(vae.parameters(), 1e-3, betas=(0.9, 0.95), weight_decay=1e-3)
     judge_optimiser = torch.optim.AdamW(judge.parameters(), 4e-4, betas=(0.5, 0.95))
-    start = time.time()
-    saved, step, log = 0.0, 0, {}
+    start, saved, step = time.time(), 0.0, 0
     progress = tqdm(total=100, desc="autoencoder", unit="%")
     while (share := (time.time() - start) / (args.minutes * 60)) < 1:
         progress.update(int(share * 100) - progress.n)
         for group in optimiser.param_groups:
             group["lr"] = (5e-4 if adversarial else 1.5e-3) * min(1, step / 100) * max(0.03, min(1.0, 2 * (1 - share)))
         images = batch(corpus, args.batch, args.crop, generator)
-        with torch.autocast("cpu", torch.bfloat16):
-            latents = vae.encoder(images * 2 - 1)
-            noisy = latents + 0.1 * torch.randn_like(latents)
-            decoded = (vae.decoder(noisy) + 1) / 2  # the decoder answers in [-1, 1]
-        decoded = decoded.float()
-        error = decoded - images
-        loss = error.abs().mean() + F.avg_pool2d(error, 4).abs().mean() + 0.3 * energy_loss(decoded, images)
-        # keep every channel near mean 0 and spread 1: the diffusion model and the decoder's tanh(x / 3) * 3 expect it
-        variance, mean = torch.var_mean(latents.float(), (0, 2, 3))
-        loss = loss + 0.02 * ((variance - 1).square() + mean.square()).mean()
-        log = {
-            "step": step,
-            "l1": (decoded - images).abs().mean().item(),
-            "energy": energy_loss(decoded, images).item(),
-        }
+        latents, decoded = reconstruct(vae, images)
+        error, energy = decoded - images, energy_loss(decoded, images)
+        loss = error.abs().mean() + F.avg_pool2d(error, 4).abs().mean() + 0.3 * energy + 0.02 * channel_balance(latents)
         if adversarial:
-            judge.requires_grad_(False)
-            with torch.autocast("cpu", torch.bfloat16):
-                fake, fake_features = judge(decoded)
-                with torch.no_grad():
-                    real_features = judge(images)[1]
-                matching = sum(
-                    (a.float() - b.float()).abs().mean() for a, b in zip(fake_features, real_features, strict=True)
-                )
-            loss = loss - 0.02 * fake.float().mean() + 0.05 * matching
-            judge.requires_grad_(True)
+            loss = loss + adversarial_loss(judge, decoded, images)
         optimiser.zero_grad(set_to_none=True)
         loss.backward()
         nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
         optimiser.step()
-        if adversarial:
-            with torch.autocast("cpu", torch.bfloat16):
-                real, fake = judge(images)[0], judge(decoded.detach())[0]
-            judge_loss = F.relu(1 - real.float()).mean() + F.relu(1 + fake.float()).mean()
-            judge_optimiser.zero_grad(set_to_none=True)
-            judge_loss.backward()
-            judge_optimiser.step()
-            log["judge"] = judge_loss.item()
+        verdict = judge_step(judge, judge_optimiser, decoded, images) if adversarial else 0.0
         step += 1
         if step % 50 == 0:
-            progress.set_postfix({k: f"{v:.3f}" if isinstance(v, float) else v for k, v in log.items()})
+            l1 = error.abs().mean().item()
+            progress.set_postfix(step=step, l1=f"{l1:.3f}", energy=f"{energy.item():.3f}", judge=f"{verdict:.3f}")
         if time.time() - saved > 120:
-            vae.save_pretrained(args.out / "checkpoint")
+            save(vae, args.out / "checkpoint")
             saved = time.time()
-    vae.save_pretrained(args.out)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--corpus", type=Path, required=True, help="what corpus.py wrote")
+    parser.add_argument("--out", type=Path, required=True, help="folder for the autoencoder")
+    parser.add_argument("--minutes", type=float, default=10, help="how long to train; the learning rate follows")
+    parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument("--crop", type=int, default=64, help="side of the training crops, px; a multiple of 8")
+    parser.add_argument("--init", type=Path, help="go on from this autoencoder")
+    parser.add_argument("--decoder-of", type=Path, help="go on from this autoencoder with its encoder frozen")
+    args = parser.parse_args(arguments)
+    torch.manual_seed(0)
+    corpus = torch.from_numpy(np.load(args.corpus)["images"])
+    init = args.decoder_of or args.init
+    vae = AutoencoderTiny.from_pretrained(init) if init else build()
+    train(vae, corpus, args)
+    save(vae, args.out)
 
 
 if __name__ == "__main__":

@@ -3,8 +3,10 @@
     python recipes/demo_generator/corpus.py --data DIR --out corpus.npz
 
 Every patch is a 128-pixel crop of a clean photograph at a random scale. Half of them stay clean; the others are
-blurred, noisy or blocky at a random strength, as pictures on the web are. The words describe brightness, colour, texture
-and tint of the patch before it was degraded, so they say nothing about its quality.
+blurred, noisy or blocky at a random strength, as pictures on the web are. The words describe brightness, colour,
+texture and tint of the patch before it was degraded, so they say nothing about its quality.
+
+The file holds `images` (N, 3, 128, 128) uint8, `kinds` (N,) as an index into KINDS, and `attributes` (N, 4).
 """
 
 from __future__ import annotations
@@ -15,8 +17,10 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
+from tqdm import tqdm
 
 from iqguide.training import distortions
+from iqguide.training.data import Photograph, clean_photographs, read, scored_photographs
 
 SIZE = 128
 KINDS = ("clean", "blur", "noise", "blocks")
@@ -38,18 +42,17 @@ def attributes(images: torch.Tensor) -> torch.Tensor:
     return torch.stack([luma.mean((1, 2)), chroma.abs().mean((1, 2, 3)), busy, warm], 1)
 
 
-def photographs(data: Path) -> list[Path]:
+def photographs(data: Path) -> list[Photograph]:
     """The clean photographs, and the better half of the human-scored ones (which are reduced before use)."""
-    rows = [line.split(",") for line in (data / "live-challenge" / "mos.csv").read_text().splitlines()[1:]]
-    good = [data / "live-challenge" / "images" / row[0] for row in rows if float(row[1]) > 55]
-    return sorted((data / "pristine" / "images").glob("*.jpg")) + sorted(good)
+    good = [photograph for photograph in scored_photographs(data) if photograph.mos > 55]
+    return clean_photographs(data) + sorted(good, key=lambda photograph: photograph.path)
 
 
-def crop(path: Path, count: int, rng: np.random.Generator) -> list[np.ndarray]:
+def crop(photograph: Photograph, count: int, rng: np.random.Generator) -> list[np.ndarray]:
     """Random square crops at scales from nearly the whole picture to twice reduced, resampled to SIZE."""
-    photo = Image.open(path).convert("RGB")
+    photo = read(photograph.path)
     short = min(photo.size)
-    least = SIZE * (1.0 if "pristine" in str(path) else 2.0)
+    least = SIZE * (1.0 if photograph.mos is None else 2.0)
     patches = []
     while len(patches) < count:
         side = int(np.exp(rng.uniform(np.log(min(least, short)), np.log(short))))
@@ -73,16 +76,16 @@ def degrade(images: torch.Tensor, generator: torch.Generator) -> tuple[torch.Ten
     return out, kind
 
 
-def main() -> None:
+def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--data", type=Path, required=True, help="folder with pristine/ and live-challenge/")
     parser.add_argument("--out", type=Path, default=Path("corpus.npz"))
     parser.add_argument("--patches", type=int, default=40, help="per photograph")
-    args = parser.parse_args()
+    args = parser.parse_args(arguments)
     rng, generator = np.random.default_rng(0), torch.Generator().manual_seed(0)
     images, kinds, values = [], [], []
-    for path in photographs(args.data):
-        clean = torch.from_numpy(np.stack(crop(path, args.patches, rng))).permute(0, 3, 1, 2) / 255
+    for photograph in tqdm(photographs(args.data), desc="patches"):
+        clean = torch.from_numpy(np.stack(crop(photograph, args.patches, rng))).permute(0, 3, 1, 2) / 255
         degraded, kind = degrade(clean, generator)
         images.append((degraded * 255).round().byte())
         kinds.append(kind)

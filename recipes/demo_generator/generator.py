@@ -3,7 +3,8 @@
     python recipes/demo_generator/generator.py --corpus corpus.npz --vae runs/vae --out runs/demo
 
 v-prediction on a cosine schedule, 15 % of the prompts dropped for classifier-free guidance, weights averaged over the
-run. The result is a folder of diffusers' own StableDiffusionPipeline. `--resume` goes on from the last checkpoint.
+run. The result, OUT/pipeline, is a folder of diffusers' own StableDiffusionPipeline. `--resume` goes on from the last
+checkpoint.
 """
 
 from __future__ import annotations
@@ -12,10 +13,12 @@ import argparse
 import copy
 import json
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
+from autoencoder import tidy
 from corpus import WORDS
 from diffusers import AutoencoderTiny, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from torch import Tensor, nn
@@ -97,7 +100,8 @@ def encode(images: np.ndarray, vae: AutoencoderTiny) -> Tensor:
     return torch.cat(latents, 1)
 
 
-def train_step(unet: nn.Module, text: nn.Module, latents: Tensor, tokens: Tensor, alphas: Tensor) -> Tensor:
+def loss_of(unet: nn.Module, text: nn.Module, latents: Tensor, tokens: Tensor, alphas: Tensor) -> Tensor:
+    """v-prediction loss at random timesteps."""
     timesteps = torch.randint(len(alphas), (len(latents),))
     alpha, sigma = alphas[timesteps].sqrt().view(-1, 1, 1, 1), (1 - alphas[timesteps]).sqrt().view(-1, 1, 1, 1)
     noise = torch.randn_like(latents)
@@ -110,77 +114,118 @@ def train_step(unet: nn.Module, text: nn.Module, latents: Tensor, tokens: Tensor
     return (error * snr.clamp(max=5) / (snr + 1) * 2).mean()
 
 
-def main() -> None:
+@dataclass(frozen=True)
+class Words:
+    """What is known of the corpus' patches in words."""
+
+    attributes: np.ndarray
+    thirds: np.ndarray
+    tokenizer: CLIPTokenizer
+
+    def tokens(self, picks: Tensor, rng: np.random.Generator) -> Tensor:
+        """Token ids of fresh prompts for the patches `picks`."""
+        return self.tokenizer(
+            prompts(self.attributes[picks.numpy()], self.thirds, rng),
+            padding="max_length", max_length=PROMPT_TOKENS, truncation=True, return_tensors="pt",
+        ).input_ids  # fmt: skip
+
+
+@dataclass
+class State:
+    """What a checkpoint holds; `share` of the time is over."""
+
+    model: nn.ModuleDict
+    average: nn.ModuleDict
+    optimiser: torch.optim.Optimizer
+    step: int = 0
+    share: float = 0.0
+
+
+def start(tokenizer: CLIPTokenizer, lr: float) -> State:
+    text, unet = build_text_encoder(tokenizer), build_unet().to(memory_format=torch.channels_last)
+    model = nn.ModuleDict({"unet": unet, "text": text})
+    average = copy.deepcopy(model).eval().requires_grad_(False)
+    optimiser = torch.optim.AdamW(model.parameters(), lr, betas=(0.9, 0.99), weight_decay=0.01)
+    return State(model, average, optimiser)
+
+
+def resume(state: State, checkpoint: Path) -> None:
+    saved = torch.load(checkpoint, weights_only=True)
+    for part in ("model", "average", "optimiser"):
+        getattr(state, part).load_state_dict(saved[part])
+    state.step, state.share = saved["step"], saved["share"]
+
+
+def save(state: State, vae: AutoencoderTiny, tokenizer: CLIPTokenizer, out: Path) -> None:
+    """Write the checkpoint and, with the averaged weights, the pipeline."""
+    saved = {part: getattr(state, part).state_dict() for part in ("model", "average", "optimiser")}
+    torch.save({**saved, "step": state.step, "share": state.share}, out / "checkpoint.pt")
+    pipe = StableDiffusionPipeline(
+        vae=vae, text_encoder=state.average["text"], tokenizer=tokenizer, unet=state.average["unet"],
+        scheduler=build_scheduler(), safety_checker=None, feature_extractor=None, requires_safety_checker=False,
+    )  # fmt: skip
+    pipe.save_pretrained(out / "pipeline")
+    tidy(out / "pipeline")
+
+
+def train_step(
+    state: State, latents: Tensor, words: Words, alphas: Tensor, args: argparse.Namespace, rng: np.random.Generator
+) -> float:
+    for group in state.optimiser.param_groups:
+        group["lr"] = args.lr * min(1, (state.step + 1) / 200) * max(0.02, min(1.0, 1.7 * (1 - state.share)))
+    picks = torch.randint(latents.shape[1], (args.batch,))
+    tokens = words.tokens(picks, rng)
+    x = latents[torch.randint(2, (args.batch,)), picks].float()
+    loss = loss_of(state.model["unet"], state.model["text"], x, tokens, alphas)
+    state.optimiser.zero_grad(set_to_none=True)
+    loss.backward()
+    nn.utils.clip_grad_norm_(state.model.parameters(), 1.0)
+    state.optimiser.step()
+    state.step += 1
+    decay = min(0.999, 1 - 1 / (0.1 * state.step + 1))
+    torch._foreach_lerp_(list(state.average.parameters()), list(state.model.parameters()), 1 - decay)
+    return loss.item()
+
+
+def train(state: State, latents: Tensor, words: Words, vae: AutoencoderTiny, args: argparse.Namespace) -> None:
+    """Train until `args.minutes` are over, in place, and save."""
+    rng, alphas = np.random.default_rng(0), build_scheduler().alphas_cumprod
+    begin, before = time.time(), state.share
+    saved, losses = begin, []
+    progress = tqdm(total=100, desc="generator", unit="%")
+    while state.share < 1:
+        progress.update(int(state.share * 100) - progress.n)
+        losses.append(train_step(state, latents, words, alphas, args, rng))
+        if state.step % 25 == 0:
+            progress.set_postfix(step=state.step, loss=f"{np.mean(losses[-200:]):.4f}")
+        if time.time() - saved > 240:
+            save(state, vae, words.tokenizer, args.out)
+            saved = time.time()
+        state.share = before + (time.time() - begin) / (args.minutes * 60)
+    save(state, vae, words.tokenizer, args.out)
+
+
+def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--corpus", type=Path, required=True)
-    parser.add_argument("--vae", type=Path, required=True)
+    parser.add_argument("--corpus", type=Path, required=True, help="what corpus.py wrote")
+    parser.add_argument("--vae", type=Path, required=True, help="what autoencoder.py wrote")
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--minutes", type=float, default=60)
+    parser.add_argument("--minutes", type=float, default=60, help="how long to train; the learning rate follows")
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--lr", type=float, default=6e-4)
-    parser.add_argument("--resume", action="store_true")
-    args = parser.parse_args()
+    parser.add_argument("--resume", action="store_true", help="go on from OUT/checkpoint.pt")
+    args = parser.parse_args(arguments)
     torch.manual_seed(0)
-    rng = np.random.default_rng(0)
     corpus = np.load(args.corpus)
     vae = AutoencoderTiny.from_pretrained(args.vae)
     latents = encode(corpus["images"], vae)
     attributes = np.nan_to_num(corpus["attributes"], neginf=-10.0)
     thirds = np.quantile(attributes, (1 / 3, 2 / 3), axis=0)
-    tokenizer = build_tokenizer(args.out / "words")
-    text, unet, scheduler = (
-        build_text_encoder(tokenizer),
-        build_unet().to(memory_format=torch.channels_last),
-        build_scheduler(),
-    )
-    model = nn.ModuleDict({"unet": unet, "text": text})
-    average = copy.deepcopy(model).eval().requires_grad_(False)
-    optimiser = torch.optim.AdamW(model.parameters(), args.lr, betas=(0.9, 0.99), weight_decay=0.01)
-    step, share_before, checkpoint = 0, 0.0, args.out / "checkpoint.pt"
+    words = Words(attributes, thirds, build_tokenizer(args.out / "words"))
+    state = start(words.tokenizer, args.lr)
     if args.resume:
-        state = torch.load(checkpoint, weights_only=True)
-        model.load_state_dict(state["model"])
-        average.load_state_dict(state["average"])
-        optimiser.load_state_dict(state["optimiser"])
-        step, share_before = state["step"], state["share"]
-
-    def save(share: float) -> None:
-        state = {"model": model.state_dict(), "average": average.state_dict(), "optimiser": optimiser.state_dict()}
-        torch.save({**state, "step": step, "share": share}, checkpoint)
-        pipe = StableDiffusionPipeline(
-            vae=vae, text_encoder=average["text"], tokenizer=tokenizer, unet=average["unet"], scheduler=scheduler,
-            safety_checker=None, feature_extractor=None, requires_safety_checker=False,
-        )  # fmt: skip
-        pipe.save_pretrained(args.out / "pipeline")
-
-    start = saved = time.time()
-    losses: list[float] = []
-    progress = tqdm(total=100, desc="generator", unit="%")
-    while (share := share_before + (time.time() - start) / (args.minutes * 60)) < 1:
-        progress.update(int(share * 100) - progress.n)
-        for group in optimiser.param_groups:
-            group["lr"] = args.lr * min(1, (step + 1) / 200) * max(0.02, min(1.0, 1.7 * (1 - share)))
-        picks = torch.randint(latents.shape[1], (args.batch,))
-        tokens = tokenizer(
-            prompts(attributes[picks.numpy()], thirds, rng),
-            padding="max_length", max_length=PROMPT_TOKENS, truncation=True, return_tensors="pt",
-        ).input_ids  # fmt: skip
-        x = latents[torch.randint(2, (args.batch,)), picks].float()
-        loss = train_step(unet, text, x, tokens, scheduler.alphas_cumprod)
-        optimiser.zero_grad(set_to_none=True)
-        loss.backward()
-        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimiser.step()
-        step += 1
-        decay = min(0.999, 1 - 1 / (0.1 * step + 1))
-        torch._foreach_lerp_(list(average.parameters()), list(model.parameters()), 1 - decay)
-        losses.append(loss.item())
-        if step % 25 == 0:
-            progress.set_postfix(step=step, loss=f"{np.mean(losses[-200:]):.4f}")
-        if time.time() - saved > 240:
-            save(share)
-            saved = time.time()
-    save(share)
+        resume(state, args.out / "checkpoint.pt")
+    train(state, latents, words, vae, args)
 
 
 if __name__ == "__main__":
