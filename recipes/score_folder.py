@@ -1,0 +1,39 @@
+"""Score every picture below a folder and print them best first.
+
+python recipes/score_folder.py photos/
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+import torch
+
+import iqguide
+from iqguide.images import IMAGE_SUFFIXES, ImageError
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--model", default="tiny", choices=iqguide.list_models())
+    parser.add_argument("--size", type=int, help="resize the short side to this many pixels first")
+    args = parser.parse_args(arguments)
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    model = iqguide.create_model(args.model, device=device)
+    scores: dict[Path, float] = {}
+    for path in sorted(args.folder.rglob("*")):
+        if path.suffix.lower() in IMAGE_SUFFIXES:
+            try:
+                image = iqguide.load_images(path, size=args.size).to(device)
+                with torch.inference_mode():
+                    scores[path] = model(image).item()
+            except ImageError as error:
+                print(error, file=sys.stderr)
+    for path in sorted(scores, key=scores.get, reverse=True):
+        print(f"{scores[path]:.3f}  {path}")
+
+
+if __name__ == "__main__":
+    main()

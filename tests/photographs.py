@@ -1,0 +1,25 @@
+"""Small made pictures in the layout of a training folder."""
+
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+
+def texture(rng: np.random.Generator, side: int) -> Image.Image:
+    """A picture with large soft shapes and fine grain, unlike any other drawn from `rng`."""
+    shapes = Image.fromarray(rng.integers(0, 255, (6, 6, 3), dtype=np.uint8))
+    soft = np.asarray(shapes.resize((side, side), Image.Resampling.BICUBIC), dtype=float)
+    return Image.fromarray((soft + rng.normal(0, 12, soft.shape)).clip(0, 255).astype(np.uint8))
+
+
+def training_folder(root: Path, clean: int = 10, scored: int = 15, side: int = 160) -> Path:
+    """DIR/pristine/images/*.jpg, and DIR/live-challenge/images/*.jpg with mos.csv (scores from 30 in steps of 4)."""
+    rng = np.random.default_rng(0)
+    for folder, count in (("pristine", clean), ("live-challenge", scored)):
+        (root / folder / "images").mkdir(parents=True)
+        for number in range(count):
+            texture(rng, side).save(root / folder / "images" / f"{number:02}.jpg", quality=95)
+    rows = [f"{number:02}.jpg,{30 + 4 * number},18" for number in range(scored)]
+    (root / "live-challenge" / "mos.csv").write_text("\n".join(["image,mos,std", *rows]) + "\n", "utf-8")
+    return root
