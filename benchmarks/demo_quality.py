@@ -36,7 +36,7 @@ Measured = dict[str, Tensor]  # judge or measure -> (N,)
 
 
 def seeds_of(text: str) -> tuple[int, ...]:
-    """ "0:64" or "3,5,8"."""
+    """Seeds of a text such as 0:64 or 3,5,8."""
     if ":" in text:
         first, last = text.split(":")
         return tuple(range(int(first), int(last)))
@@ -44,7 +44,7 @@ def seeds_of(text: str) -> tuple[int, ...]:
 
 
 def collect(plan: Plan, out: Path, reward: Any) -> dict[str, dict[str, Any]]:
-    """Judge every candidate, choose the best of N by the reward, and copy each method's pictures to out/METHOD/SEED.png.
+    """Judge every candidate, choose the best of N by the reward, copy each method's pictures to out/METHOD/SEED.png.
 
     Returns:
         For each method the lists `seeds`, `paths`, `seconds` and the measured values by name (the reward's among them).

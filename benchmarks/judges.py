@@ -57,9 +57,9 @@ def report() -> str:
     ]
     head = ("clean above", *(f"natural statistics, strength {s}" for s in (0.3, 0.6, 0.9)), "degradations, above 0.25")
     note = (
-        f"The network names the kind of {network['kind_accuracy']:.0%} of the degraded crops (strength above 0.25) and of"
-        f" {network['clean_recall']:.0%} of the clean ones, and misses the strength by {network['strength_error']:.2f} on"
-        " average (0 is nothing, 1 severe)."
+        f"The network names the kind of {network['kind_accuracy']:.0%} of the degraded crops (strength above 0.25) and"
+        f" knows {network['clean_recall']:.0%} of the clean ones; it misses the strength by"
+        f" {network['strength_error']:.2f} on average (0 is nothing, 1 severe)."
     )
     return table(head, rows) + "\n\n" + note
 

@@ -1,6 +1,6 @@
 """A natural-scene-statistics judge of the NIQE kind: how far the statistics of a picture are from clean photographs'.
 
-    python benchmarks/niqe.py --data DIR      # fit on clean photographs, save, report how often it orders held-out pairs
+    python benchmarks/niqe.py --data DIR    # fit on clean photographs, save, report how often it orders held-out pairs
 
 It knows no degradation, no score and no network: locally normalised luminances of sharp photographs follow generalised
 Gaussians, and a multivariate Gaussian is fitted on their parameters.
@@ -37,7 +37,7 @@ _GENERALISED_RATIO = torch.exp(2 * torch.lgamma(2 / _SHAPES) - torch.lgamma(1 / 
 
 
 def fit_ggd(samples: Tensor) -> tuple[Tensor, Tensor]:
-    """Shape and standard deviation of a zero-mean generalised Gaussian, by moments; samples (..., n) -> (...), (...)."""
+    """Shape and standard deviation of a zero-mean generalised Gaussian, by moments; samples (..., n)."""
     deviation = samples.square().mean(-1).sqrt()
     ratio = samples.abs().mean(-1).square() / deviation.square().clamp_min(1e-12)
     return _shape(ratio), deviation
@@ -128,7 +128,7 @@ def fit(images: Tensor, batch: int = 64) -> dict[str, Tensor]:
 
 
 class NaturalStatistics:
-    """Judge: images (N, 3, H, W) in [0, 1] -> (N,) float32, minus the NIQE-like distance (0 = like clean photographs)."""
+    """Judge: images (N, 3, H, W) in [0, 1] -> (N,) float32, minus the NIQE-like distance (0: like clean ones)."""
 
     name = "natural statistics"
 

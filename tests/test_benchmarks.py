@@ -20,13 +20,12 @@ import demo_statistics
 import niqe
 import tables
 import tiny_quality
-from degradation_judge import DegradationJudge, Examples, Network, loss_of
+from degradation_judge import Examples, Network, loss_of
 from degradations import KINDS, degrade
 from judges import judges
 from photographs import clean_crops, crops, split, to_tensor
 
 from iqguide import RewardGuidance, create_model
-from iqguide.models import tiny as tiny_module
 
 # ---- natural statistics
 
@@ -67,7 +66,7 @@ def test_white_noise_has_gaussian_coefficients():
     coefficients, deviation = niqe.normalised(luma)
     assert coefficients.mean().abs() < 0.02
     assert deviation.mean().item() == pytest.approx(20, rel=0.1)
-    assert niqe.fit_ggd(coefficients.flatten()).__getitem__(0).item() > 1.9  # at least as flat-topped as a Gaussian
+    assert niqe.fit_ggd(coefficients.flatten())[0] > 1.9  # at least as flat-topped as a Gaussian
 
 
 def test_distance_is_that_of_two_gaussians():
@@ -93,7 +92,6 @@ def test_network_is_small_and_takes_any_size():
 
 
 def test_network_learns(tmp_path):
-    rng = np.random.default_rng(0)
     photo = tmp_path / "photo.png"
     smooth = torch.nn.functional.interpolate(torch.rand(1, 3, 40, 40), (160, 160), mode="bicubic")[0].clamp(0, 1)
     Image.fromarray((smooth.permute(1, 2, 0) * 255).byte().numpy()).save(photo)
@@ -110,7 +108,6 @@ def test_network_learns(tmp_path):
         optimiser.step()
         losses.append(loss.item())
     assert losses[-1] < 0.6 * losses[0]
-    assert rng is not None
 
 
 @pytest.mark.parametrize("kind", list(KINDS))
@@ -188,7 +185,7 @@ def test_the_page_has_every_marker():
 
 def test_compare_counts_the_lower_half():
     before = np.array([0.0, 1, 2, 3])
-    result = demo_statistics.compare(before, before + [1, -1, 0.5, 0.5])
+    result = demo_statistics.compare(before, np.array([1.0, 0, 2.5, 3.5]))
     spread = before.std(ddof=1)
     assert result["wins_lower"] == 0.5
     assert result["mean"] == pytest.approx(0.25 / spread)
@@ -254,10 +251,8 @@ def pipeline(tmp_path_factory):
 
 
 def run_harness(pipeline, out, *more):
-    demo_quality.main(
-        ["--pipeline", str(pipeline), "--weights", "random", "--out", str(out), "--seeds", "0:3", "--best-of", "2"]
-        + ["--batch", "3", "--steps", "3", "--no-costs", *more]
-    )
+    options = "--weights random --seeds 0:3 --best-of 2 --batch 3 --steps 3 --no-costs"
+    demo_quality.main(["--pipeline", str(pipeline), "--out", str(out), *options.split(), *more])
 
 
 def test_harness_end_to_end_and_resumed(pipeline, tmp_path, capsys, monkeypatch):
@@ -329,6 +324,4 @@ def test_judges_share_nothing_with_the_reward():
     """No module of the judges imports the package that they judge."""
     folder = Path(niqe.__file__).parent
     for name in ("niqe", "degradation_judge", "degradations", "photographs", "artefacts", "judges", "tables"):
-        assert "iqguide" not in (folder / f"{name}.py").read_text().replace("`iqguide.training`", ""), name
-    assert not issubclass(Network, tiny_module.Tiny)
-    assert isinstance(DegradationJudge(), object)
+        assert "iqguide" not in (folder / f"{name}.py").read_text(), name
