@@ -321,22 +321,10 @@ STEPS = 3
 @pytest.fixture(scope="module")
 def pipeline(tmp_path_factory):
     """A real Stable Diffusion at tiny size with a text encoder, saved as a folder."""
-    from tiny_pipelines import tiny_pipeline
-    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+    from tiny_pipelines import prompted_pipeline
 
     folder = tmp_path_factory.mktemp("pipeline")
-    letters = [*"abcdefghijklmnopqrstuvwxyz"]
-    words = [*letters, *(letter + "</w>" for letter in letters), "<|startoftext|>", "<|endoftext|>"]
-    (folder / "vocab.json").write_text(json.dumps({word: index for index, word in enumerate(words)}))
-    (folder / "merges.txt").write_text("#version: 0.2\n")
-    text = CLIPTextConfig(
-        vocab_size=len(words), hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1,
-        max_position_embeddings=16, bos_token_id=52, eos_token_id=53,
-    )  # fmt: skip
-    pipe, _ = tiny_pipeline("stable-diffusion")
-    tokenizer = CLIPTokenizer(str(folder / "vocab.json"), str(folder / "merges.txt"), model_max_length=16)
-    pipe.register_modules(tokenizer=tokenizer, text_encoder=CLIPTextModel(text))
-    pipe.save_pretrained(folder / "saved")
+    prompted_pipeline(folder).save_pretrained(folder / "saved")
     return folder / "saved"
 
 

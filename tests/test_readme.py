@@ -1,8 +1,6 @@
 """The code blocks of the README run, and its commands, files and links exist."""
 
-import json
 import re
-import string
 import subprocess
 import sys
 from pathlib import Path
@@ -20,24 +18,10 @@ BLOCKS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 @pytest.fixture
 def pipe(tmp_path):
     """A real Stable Diffusion pipeline of a few thousand parameters that takes prompts."""
-    from diffusers import StableDiffusionPipeline
-    from tiny_pipelines import SIZE, tiny_pipeline
-    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+    from tiny_pipelines import SIZE, prompted_pipeline
 
-    letters = [*string.ascii_lowercase, *(f"{letter}</w>" for letter in string.ascii_lowercase)]
-    vocabulary = {token: index for index, token in enumerate([*letters, "<|startoftext|>", "<|endoftext|>"])}
-    text = {"hidden_size": 8, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
-    special = {"bos_token_id": len(letters), "eos_token_id": len(letters) + 1, "pad_token_id": len(letters) + 1}
-    config = CLIPTextConfig(vocab_size=len(vocabulary), max_position_embeddings=32, **text, **special)
-    (tmp_path / "vocab.json").write_text(json.dumps(vocabulary), "utf-8")
-    (tmp_path / "merges.txt").write_text("#version: 0.2\n", "utf-8")
-    (tmp_path / "tokenizer_config.json").write_text('{"model_max_length": 32}', "utf-8")
-    parts = tiny_pipeline("stable-diffusion")[0].components
-    parts |= {"tokenizer": CLIPTokenizer.from_pretrained(tmp_path)}
-    parts |= {"text_encoder": CLIPTextModel(config).eval()}
-    pipe = StableDiffusionPipeline(**parts, requires_safety_checker=False)
+    pipe = prompted_pipeline(tmp_path)
     assert pipe.unet.config.sample_size * pipe.vae_scale_factor == SIZE
-    pipe.set_progress_bar_config(disable=True)
     return pipe
 
 

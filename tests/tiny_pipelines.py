@@ -4,6 +4,9 @@ Text encoders are left out; the pipelines get prompt embeddings instead. `tiny_p
 the arguments that a call needs, so that `pipe(**inputs)` makes one picture of 32 x 32 pixels in four steps.
 """
 
+import json
+import string
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -22,6 +25,7 @@ from diffusers import (
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
 )
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 SIZE = 32  # pixels; the autoencoders shrink by 2, so that latents are 16 x 16
 
@@ -176,3 +180,20 @@ def tiny_pipeline(family: str, *, seed: int = 0) -> tuple[DiffusionPipeline, dic
         pipe, inputs = _FACTORIES[family]()
     pipe.set_progress_bar_config(disable=True)
     return pipe, inputs | {"num_inference_steps": 4, "height": SIZE, "width": SIZE}
+
+
+def prompted_pipeline(folder: Path) -> StableDiffusionPipeline:
+    """A Stable Diffusion that takes prompts: its tokenizer spells. The tokenizer's files are written into `folder`."""
+    letters = [*string.ascii_lowercase, *(f"{letter}</w>" for letter in string.ascii_lowercase)]
+    vocabulary = {token: index for index, token in enumerate([*letters, "<|startoftext|>", "<|endoftext|>"])}
+    text = {"hidden_size": 8, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    special = {"bos_token_id": len(letters), "eos_token_id": len(letters) + 1, "pad_token_id": len(letters) + 1}
+    config = CLIPTextConfig(vocab_size=len(vocabulary), max_position_embeddings=32, **text, **special)
+    (folder / "vocab.json").write_text(json.dumps(vocabulary), "utf-8")
+    (folder / "merges.txt").write_text("#version: 0.2\n", "utf-8")
+    (folder / "tokenizer_config.json").write_text('{"model_max_length": 32}', "utf-8")
+    parts = tiny_pipeline("stable-diffusion")[0].components
+    parts |= {"tokenizer": CLIPTokenizer.from_pretrained(folder), "text_encoder": CLIPTextModel(config).eval()}
+    pipe = StableDiffusionPipeline(**parts, requires_safety_checker=False)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
