@@ -216,7 +216,9 @@ def _move_solver(scheduler: Any, timestep: Any, units: Units, shift: Tensor) -> 
 
 def _keeps_denoised(scheduler: Any) -> bool:
     """Whether stored outputs are clean latents; otherwise they are noise."""
-    return getattr(scheduler, "predict_x0", False) or scheduler.config.algorithm_type.endswith("++")
+    if hasattr(scheduler, "predict_x0"):  # UniPC, SA
+        return scheduler.predict_x0
+    return scheduler.config.algorithm_type.endswith("++")
 
 
 # Flow matching: sample = (1 - s) * x0 + s * noise.
