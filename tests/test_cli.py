@@ -254,6 +254,15 @@ def test_batches_are_bounded_and_change_nothing(run, folder, monkeypatch):
         assert one["score"] == pytest.approx(other["score"], abs=1e-5)
 
 
+@pytest.mark.data
+def test_photographs_get_the_scores_of_the_python_interface(run, data_dir, model):
+    photographs = sorted((data_dir / "live-challenge" / "images").iterdir())[:6]
+    status, out, _ = run("score", *photographs, "--size", 64, "--json", *RANDOM)
+    assert status == 0
+    for row, path in zip(json.loads(out), photographs, strict=True):
+        assert row["score"] == pytest.approx(score_of(model, path, size=64), abs=1e-5)
+
+
 # --- rank ---
 
 
@@ -461,6 +470,17 @@ def test_demo_prints_a_table_and_writes_a_picture(run, pipeline, tmp_path, monke
     with Image.open(tmp_path / "demo.png") as image:
         assert image.width > 2 * 256
         assert image.height > 4 * 256
+
+
+def test_what_is_bundled_works_without_options(run, tmp_path):
+    assert run("sample", "--out", tmp_path, "--steps", 2, "--seeds", 3, "--guide", "--best-of", 2)[:2] == (0, "")
+    (record,) = json.loads((tmp_path / "samples.json").read_text())
+    assert record["candidate_seed"] in (6, 7)
+    assert record["nfe"] == 2 * 2 * 2
+    (row,) = json.loads(run("score", tmp_path, "--json")[1])
+    assert Path(row["path"]) == tmp_path / "3.png"
+    assert row["score"] == pytest.approx(record["score"], abs=1e-4)
+    assert Image.open(row["path"]).size == (128, 128)
 
 
 def test_the_table_shows_every_picture_in_its_place():
