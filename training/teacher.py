@@ -37,19 +37,25 @@ class Squeezenet:
         return torch.cat([self._pooled(images), self._pooled(halves)], 1)
 
     def _pooled(self, images: Tensor) -> Tensor:
+        taps = self.maps(images, TAPS)
+        return torch.cat([pooled for x in taps for pooled in (x.mean((2, 3)), x.std((2, 3)))], 1)
+
+    @torch.no_grad()
+    def maps(self, images: Tensor, fires: tuple[int, ...]) -> list[Tensor]:
+        """Feature maps of the named fire modules, (N, 3, H, W) in [0, 1] -> (N, C, h, w) float32 each."""
         x = images.flip(1) * 255 - images.new_tensor(MEANS_BGR).view(1, 3, 1, 1)
         x = F.max_pool2d(self._conv(x.bfloat16(), "conv1", 2), 3, 2, ceil_mode=True)
-        pooled = []
-        for n in range(2, 10):
+        taps = []
+        for n in range(2, max(fires) + 1):
             squeezed = self._conv(x, f"fire{n}/conv1x1_1")
             x = torch.cat(
                 [self._conv(squeezed, f"fire{n}/conv1x1_2"), self._conv(squeezed, f"fire{n}/conv3x3_2", 1, 1)], 1
             )
-            if n in TAPS:
-                pooled += [x.float().mean((2, 3)), x.float().std((2, 3))]
+            if n in fires:
+                taps.append(x.float())
             if n in (4, 8):
                 x = F.max_pool2d(x, 3, 2, ceil_mode=True)
-        return torch.cat(pooled, 1)
+        return taps
 
 
 def ridge_opinions(features: np.ndarray, values: np.ndarray, groups: np.ndarray, folds: int = 5) -> np.ndarray:

@@ -1,0 +1,116 @@
+"""Teach a fresh `tiny` to see before it judges: match the feature maps of a SqueezeNet on photographs, clean and degraded.
+
+    accelerate launch -m iqguide.training.distill --data DATA --teacher squeezenet.pt --out runs/distilled
+
+From random weights the ranking of ladders teaches nothing for a long time, because blur wants less high frequency to be
+worse and noise more; dense targets get past that. Only what the network has learnt is kept, no weight of the teacher.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+from pathlib import Path
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+from torch.nn import functional as F
+from tqdm import tqdm
+
+from ..models.tiny import WIDTHS, Tiny
+from . import batches, distortions
+from .batches import Crops
+from .data import clean_photographs, scored_photographs, split
+from .finetune import save
+from .teacher import Squeezenet
+
+FIRES = (3, 7, 9)  # at a quarter, an eighth and a sixteenth of the size, as the last three stages of `tiny`
+FIRE_CHANNELS = (128, 384, 512)
+
+
+class Student(nn.Module):
+    """`Tiny` with a 1x1 convolution from each of its last three stages to the teacher's channels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tiny = Tiny()
+        self.probes = nn.ModuleList(nn.Conv2d(a, b, 1) for a, b in zip(WIDTHS[1:], FIRE_CHANNELS, strict=True))
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        """Guesses of the teacher's maps for images (N, 3, H, W) in [0, 1]."""
+        x, guesses = images * 2 - 1, []
+        for stage, probe in zip(self.tiny.stages, (None, *self.probes), strict=True):
+            x = stage(x)
+            if probe is not None:
+                guesses.append(probe(x))
+        return guesses
+
+
+def half_degraded(crops: Crops, size: int, rng: np.random.Generator, generator: torch.Generator) -> Tensor:
+    """A batch of crops, every second one degraded in a random way at a random level."""
+    images = crops.batch(size, rng)
+    for n in range(0, size, 2):
+        kind = batches.LADDER_KINDS[rng.integers(len(batches.LADDER_KINDS))]
+        level = torch.from_numpy(rng.uniform(0, 4, 1)).float()
+        images[n : n + 1] = distortions.distort(images[n : n + 1], kind, level, generator)
+    return images
+
+
+def mimicry(guesses: list[Tensor], maps: list[Tensor]) -> Tensor:
+    """Mean over the layers of the squared error of the maps, each channel in units of its spread over the batch."""
+    total = guesses[0].new_zeros((), dtype=torch.float32)
+    for guess, target in zip(guesses, maps, strict=True):
+        target = F.interpolate(target, guess.shape[-2:], mode="bilinear")
+        variance, mean = torch.var_mean(target, (0, 2, 3), keepdim=True)
+        scale = (variance + 0.1 * variance.mean()).rsqrt()  # channels that hardly fire must not count fully
+        total = total + ((guess.float() - (target - mean) * scale).square()).mean()
+    return total / len(guesses)
+
+
+def main() -> None:
+    """Distil as the command line says."""
+    parser = argparse.ArgumentParser(prog="accelerate launch -m iqguide.training.distill")
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--teacher", type=Path, required=True)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--steps", type=int, default=1200)
+    parser.add_argument("--batch", type=int, default=24)
+    parser.add_argument("--crop", type=int, default=128)
+    parser.add_argument("--lr", type=float, default=3e-3)
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
+    accelerator = Accelerator()
+    args.out.mkdir(parents=True, exist_ok=True)
+    torch.manual_seed(args.seed)
+    rng = np.random.default_rng([args.seed, accelerator.process_index])
+    generator = torch.Generator().manual_seed(args.seed + accelerator.process_index)
+    photographs = split(clean_photographs(args.data))[0] + split(scored_photographs(args.data))[0]
+    crops, teacher = Crops(photographs, args.crop, 12, rng), Squeezenet(args.teacher)
+    student = Student().to(memory_format=torch.channels_last)
+    optimiser = torch.optim.AdamW(student.parameters(), args.lr, betas=(0.9, 0.99), weight_decay=0.02)
+    student, optimiser = accelerator.prepare(student, optimiser)
+    progress, running = tqdm(range(args.steps), desc="distil"), 1.0
+    for step in progress:
+        for group in optimiser.param_groups:
+            group["lr"] = (
+                args.lr * min(1.0, (step + 1) / 50) * (0.02 + 0.49 * (1 + math.cos(math.pi * step / args.steps)))
+            )
+        images = half_degraded(crops, args.batch, rng, generator)
+        with torch.autocast(accelerator.device.type, torch.bfloat16):
+            guesses = student(images.contiguous(memory_format=torch.channels_last))
+        loss = mimicry(guesses, teacher.maps(images, FIRES))
+        optimiser.zero_grad(set_to_none=True)
+        accelerator.backward(loss)
+        accelerator.clip_grad_norm_(student.parameters(), 2.0)
+        optimiser.step()
+        running = 0.98 * running + 0.02 * loss.item()
+        if step % 20 == 19:
+            progress.set_postfix(loss=f"{running:.3f}")
+        if accelerator.is_main_process and (step % 300 == 299 or step + 1 == args.steps):
+            save(accelerator.unwrap_model(student).tiny, args.out / "tiny.safetensors")
+
+
+if __name__ == "__main__":
+    main()
