@@ -174,12 +174,11 @@ def jpeg2000(images: Tensor, rate: Tensor, generator: torch.Generator | None = N
 def pixelate(images: Tensor, factor: Tensor, generator: torch.Generator | None = None) -> Tensor:
     """Reduce to 1 / factor of the size and enlarge again with square pixels."""
     h, w = images.shape[-2:]
-    return torch.cat(
-        [
-            F.interpolate(F.interpolate(image[None], (max(1, round(h / f)), max(1, round(w / f))), mode="area"), (h, w))
-            for image, f in zip(images, factor.tolist(), strict=True)
-        ]
-    )
+    out = []
+    for image, f in zip(images, factor.tolist(), strict=True):
+        small = F.interpolate(image[None], (max(1, round(h / f)), max(1, round(w / f))), mode="area")
+        out.append(F.interpolate(small, (h, w), mode="nearest-exact"))  # "nearest" would shift the picture as well
+    return torch.cat(out)
 
 
 def enlarge(images: Tensor, factor: Tensor, generator: torch.Generator | None = None) -> Tensor:
@@ -244,7 +243,7 @@ LADDERS: dict[str, tuple[Distortion, tuple[float, ...]]] = {
     "impulse_noise": (impulse_noise, (0.003, 0.008, 0.02, 0.05, 0.1)),
     "jpeg": (jpeg, (43, 26, 16, 9, 5)),
     "jpeg2000": (jpeg2000, (16, 32, 64, 120, 200)),
-    "pixelate": (pixelate, (1.5, 2, 3, 4, 6)),
+    "pixelate": (pixelate, (2, 2.5, 3, 4, 6)),
     "enlarge": (enlarge, (1.5, 2, 3, 4, 6)),
     "quantize": (quantize, (20, 13, 9, 6, 4)),
     "desaturate": (saturation, (0.75, 0.55, 0.35, 0.2, 0.0)),
