@@ -152,6 +152,7 @@ def family_of(pipe: Any) -> Family:
             return FAMILIES[cls.__name__]
     raise ValueError(
         f"got a {type(pipe).__name__}, whose latents are unknown; expected a pipeline of Stable Diffusion, SDXL, SD3 "
-        "or Flux.1, or one of two functions: decoder=, from latents as scheduler.step sees them to images (N, 3, H, W) "
-        "in [0, 1], or unpack=, from these latents to what the pipeline's vae.decode takes."
+        "or Flux.1, or one of two functions: RewardGuidance(decoder=...), from latents as scheduler.step sees them to "
+        "images (N, 3, H, W) in [0, 1]; or find_decoder(pipe, unpack=...), from these latents to what the pipeline's "
+        "vae.decode takes, whose result is such a decoder."
     )
