@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from .images import check_images, load_images, to_tensor
-from .rewards import Reward
+from .rewards import Reward, device_of
 
 Picture = str | os.PathLike | Image.Image | np.ndarray | Tensor
 
@@ -81,7 +81,7 @@ def rank(images: Tensor | Sequence[Picture], reward: Reward, *, batch_size: int 
         batches: Iterable[Tensor] = images.split(batch_size)
     else:
         batches = (torch.cat(batch) for batch in equal_sized(map(_one, images), batch_size))
-    device = _device(reward)
+    device = device_of(reward)
     scores = torch.cat([score_batch(batch if device is None else batch.to(device), reward) for batch in batches])
     return Ranking(images, scores, best_first(scores))
 
@@ -163,10 +163,3 @@ def _one(image: Picture) -> Tensor:
     if len(converted) != 1:
         raise ValueError(f"one entry of the sequence holds {len(converted)} images; expected 1: give one tensor.")
     return converted
-
-
-def _device(reward: Reward) -> torch.device | None:
-    """Where a module's weights are; None for a plain callable, which takes the images where they are."""
-    if not isinstance(reward, torch.nn.Module):
-        return None
-    return next((tensor.device for tensor in (*reward.parameters(), *reward.buffers())), None)

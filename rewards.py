@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .images import resize_short_side
 
@@ -28,6 +28,18 @@ class Reward(Protocol):
 def margin_of(reward: Reward) -> Reward:
     """What guidance differentiates: `reward.margin` where there is one, else the reward itself."""
     return getattr(reward, "margin", reward)
+
+
+def device_of(reward: object) -> torch.device | None:
+    """Where the weights of a reward are: of a module, of a module's method, or of what a wrapper of this file wraps.
+
+    Returns:
+        The device; None for a plain function, which takes images where they are.
+    """
+    if isinstance(reward, nn.Module):
+        return next((tensor.device for tensor in (*reward.parameters(), *reward.buffers())), None)
+    inner = (getattr(reward, "__self__", None), *getattr(reward, "inner", ()))
+    return next((device for device in map(device_of, inner) if device is not None), None)
 
 
 class WeightedSum:
@@ -52,6 +64,7 @@ class WeightedSum:
             if not (isinstance(term, (tuple, list)) and len(term) == 2 and callable(term[0])):
                 raise ValueError(f"got {term!r}; expected pairs: WeightedSum((reward, 1.0), (other, 0.5)).")
         self.terms = terms
+        self.inner = tuple(reward for reward, _ in terms)
 
     def __call__(self, images: Tensor) -> Tensor:
         """Images (N, 3, H, W) in [0, 1] -> weighted sum of the scores (N,)."""
@@ -71,6 +84,11 @@ class Resize:
     """Pixels."""
     enlarge: bool = True
     """False leaves smaller pictures as they are."""
+
+    @property
+    def inner(self) -> tuple[Reward]:
+        """What is wrapped."""
+        return (self.reward,)
 
     def __call__(self, images: Tensor) -> Tensor:
         """Images (N, 3, H, W) in [0, 1] -> scores (N,) of the resized pictures."""
@@ -95,6 +113,11 @@ class Crops:
     """Crops per picture; the cost grows with it."""
     seed: int | torch.Generator = 0
     """A number: the same places in every call, so a picture keeps its score. A CPU generator: new places each time."""
+
+    @property
+    def inner(self) -> tuple[Reward]:
+        """What is wrapped."""
+        return (self.reward,)
 
     def __call__(self, images: Tensor) -> Tensor:
         """Images (N, 3, H, W) in [0, 1] -> mean score (N,) over the crops."""
@@ -131,6 +154,7 @@ class FullReference:
             shape = tuple(reference.shape)
             raise ValueError(f"reference has shape {shape}; expected (N, 3, H, W). One picture: reference[None].")
         self.model = model
+        self.inner = (model,)
         self.reference = reference
 
     def __call__(self, images: Tensor) -> Tensor:

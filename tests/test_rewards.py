@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from iqguide.images import resize_short_side
-from iqguide.rewards import Crops, FullReference, Resize, Reward, WeightedSum, margin_of
+from iqguide.rewards import Crops, FullReference, Resize, Reward, WeightedSum, device_of, margin_of
 
 
 class Bounded:
@@ -154,3 +154,18 @@ def test_everything_here_is_a_reward():
     ):
         assert isinstance(reward, Reward)
     assert margin_of(mean) is mean
+
+
+def test_the_device_of_a_reward_is_found_through_its_wrappers():
+    there = torch.nn.Linear(2, 2, device="meta")
+    for reward in (
+        there,
+        there.forward,
+        Resize(there, 8),
+        Crops(there, 8),
+        FullReference(there, torch.ones(1, 3, 8, 8)),
+    ):
+        assert device_of(WeightedSum((mean, 1.0), (reward, 1.0))) == torch.device("meta")
+    assert device_of(WeightedSum((mean, 1.0))) is None
+    assert device_of(Bounded().margin) is None
+    assert device_of(torch.nn.ReLU()) is None
