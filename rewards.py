@@ -38,7 +38,7 @@ def device_of(reward: object) -> torch.device | None:
     """
     if isinstance(reward, nn.Module):
         return next((tensor.device for tensor in (*reward.parameters(), *reward.buffers())), None)
-    inner = (getattr(reward, "__self__", None), *getattr(reward, "inner", ()))
+    inner = [held for held in (getattr(reward, "__self__", None), *getattr(reward, "inner", ())) if held is not None]
     return next((device for device in map(device_of, inner) if device is not None), None)
 
 
