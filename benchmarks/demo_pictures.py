@@ -48,7 +48,9 @@ def fingerprint(*modules: nn.Module) -> str:
     digest = hashlib.sha256()
     for module in modules:
         for name, tensor in module.state_dict().items():
-            digest.update(name.encode() + tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+            digest.update(
+                name.encode() + tensor.detach().cpu().reshape(-1).contiguous().view(torch.uint8).numpy().tobytes()
+            )
     return digest.hexdigest()[:12]
 
 

@@ -95,8 +95,8 @@ def test_network_learns(tmp_path):
     photo = tmp_path / "photo.png"
     smooth = torch.nn.functional.interpolate(torch.rand(1, 3, 40, 40), (160, 160), mode="bicubic")[0].clamp(0, 1)
     Image.fromarray((smooth.permute(1, 2, 0) * 255).byte().numpy()).save(photo)
-    images, kinds, strengths = Examples([photo], 8, seed=0).batch(24, 64)
-    assert images.shape == (24, 3, 64, 64)
+    images, kinds, strengths = Examples([photo], 8, seed=0).batch(24, 48)
+    assert images.shape == (24, 3, 48, 48)
     assert (strengths[kinds == 0] == 0).all()
     network = Network(8)
     optimiser = torch.optim.Adam(network.parameters(), 3e-3)
