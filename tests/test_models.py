@@ -82,10 +82,9 @@ def test_any_size_has_a_score_and_a_gradient(model, size):
     assert images.grad.abs().amax() > 0
 
 
-@pytest.mark.parametrize("name", ["qualiclip", "clipiqa"])
-def test_4k_with_few_channels(name):
+def test_4k_with_few_channels():
     with torch.inference_mode():
-        assert make(name)(torch.rand(1, 3, 2160, 3840)).isfinite().all()
+        assert make("qualiclip")(torch.rand(1, 3, 2160, 3840)).isfinite().all()
 
 
 @pytest.mark.slow
