@@ -26,7 +26,7 @@ class ModelSpec:
     paper: str | None = None
     """Where the method is described."""
     native_size: int | None = None
-    """Short side in px to which large pictures are best resized before scoring; models resize nothing themselves."""
+    """Short side in px to which large pictures are best reduced before scoring; models resize nothing themselves."""
     min_side: int = 32
     """Smallest height or width in px."""
     score_range: tuple[float, float] = (0.0, 1.0)
@@ -48,6 +48,8 @@ MODELS: dict[str, ModelSpec] = {
             summary="small network that comes with the package; trained for guidance as well as for scoring",
             licence="Apache-2.0",
             filename="tiny.safetensors",
+            native_size=512,
+            megabytes=4,
         ),
         ModelSpec(
             name="qualiclip",
