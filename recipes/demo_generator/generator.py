@@ -213,6 +213,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--minutes", type=float, default=60, help="how long to train; the learning rate follows")
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--lr", type=float, default=6e-4)
+    parser.add_argument("--init", type=Path, help="start from the UNet and the text encoder of this pipeline")
     parser.add_argument("--resume", action="store_true", help="go on from OUT/checkpoint.pt")
     args = parser.parse_args(arguments)
     torch.manual_seed(0)
@@ -223,6 +224,11 @@ def main(arguments: list[str] | None = None) -> None:
     thirds = np.quantile(attributes, (1 / 3, 2 / 3), axis=0)
     words = Words(attributes, thirds, build_tokenizer(args.out / "words"))
     state = start(words.tokenizer, args.lr)
+    if args.init:
+        pipe = StableDiffusionPipeline.from_pretrained(args.init)
+        for model in (state.model, state.average):
+            model["unet"].load_state_dict(pipe.unet.state_dict())
+            model["text"].load_state_dict(pipe.text_encoder.state_dict())
     if args.resume:
         resume(state, args.out / "checkpoint.pt")
     train(state, latents, words, vae, args)
