@@ -62,7 +62,10 @@ class Tiny(nn.Module):
             _stage(before, width, blocks)
             for before, width, blocks in zip((3, *WIDTHS[:-1]), WIDTHS, BLOCKS, strict=True)
         )
-        self.head = nn.Sequential(nn.Linear(2 * sum(WIDTHS[1:]), 128), nn.SiLU(), nn.Linear(128, 1))
+        pooled = 2 * sum(WIDTHS[1:])
+        self.register_buffer("pooled_mean", torch.zeros(pooled))
+        self.register_buffer("pooled_std", torch.ones(pooled))
+        self.head = nn.Sequential(nn.Linear(pooled, 128), nn.SiLU(), nn.Linear(128, 1))
         self.register_buffer("margin_mean", torch.zeros(()))
         self.register_buffer("margin_std", torch.ones(()))
         self.register_buffer("score_scale", torch.ones(()))
@@ -81,23 +84,42 @@ class Tiny(nn.Module):
             TypeError: not a tensor, or not floating point.
             ValueError: wrong shape, or too small.
         """
+        pooled = self.pooled(images)
+        with torch.autocast(images.device.type, enabled=False):
+            return self._head(pooled).squeeze(1)
+
+    def pooled(self, images: Tensor) -> Tensor:
+        """Mean and spread over the picture of the last three stages, (N, 608) in float32 or better; see `raw`."""
         check_images(images)
         x = images.to(self.stages[0][0].weight.dtype) * 2 - 1
         pooled = []
         for stage in self.stages:
             x = stage(x)
             pooled.append(x)
+        dtype = working_dtype(x.dtype)
         with torch.autocast(images.device.type, enabled=False):
-            return self._head(pooled[1:]).squeeze(1)
+            return torch.cat([_mean_and_spread(stage.to(dtype)) for stage in pooled[1:]], 1)
 
-    def _head(self, stages: list[Tensor]) -> Tensor:
-        """Pooled statistics through the small head, in float32 or better whatever the dtype of the rest."""
-        dtype = working_dtype(stages[0].dtype)
-        x = torch.cat([_mean_and_spread(stage.to(dtype)) for stage in stages], 1)
+    def _head(self, pooled: Tensor) -> Tensor:
+        """Standardised statistics through the small head, in the statistics' dtype whatever that of the rest."""
+        x = (pooled - self.pooled_mean.to(pooled)) / self.pooled_std.to(pooled)
         for layer in self.head:
             linear = isinstance(layer, nn.Linear)
-            x = F.linear(x, layer.weight.to(dtype), layer.bias.to(dtype)) if linear else layer(x)
+            x = F.linear(x, layer.weight.to(x), layer.bias.to(x)) if linear else layer(x)
         return x
+
+    @torch.no_grad()
+    def standardise(self, pooled: Tensor) -> None:
+        """Centre the head on statistics (N, 608) of typical pictures without changing what it says of any picture.
+
+        A head whose inputs differ in scale by orders of magnitude hardly learns.
+        """
+        std, mean = torch.std_mean(pooled, 0)
+        std, first = std + 1e-3, self.head[0]
+        first.bias.add_(first.weight @ ((mean - self.pooled_mean) / self.pooled_std))
+        first.weight.mul_(std / self.pooled_std)
+        self.pooled_mean.copy_(mean)
+        self.pooled_std.copy_(std)
 
     def margin(self, images: Tensor) -> Tensor:
         """Unsaturated score (N,) in standard deviations over clean photographs; see the class."""

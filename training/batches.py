@@ -24,7 +24,7 @@ LADDER_KINDS = tuple(distortions.LADDERS)
 RESTORABLE = tuple(kind for kind in LADDER_KINDS if kind not in ("color_shift", "jpeg2000"))
 # how often a kind is drawn, 4 for those not named; codecs, blur and noise are what web pictures suffer from
 WEIGHTS = {"jpeg2000": 2.0, "jpeg": 10.0, "gaussian_blur": 10.0, "white_noise": 8.0, "grain": 10.0, "enlarge": 6.0}
-EACH = 8  # crops per scored photograph
+EACH = 4  # crops per scored photograph
 
 
 def _draw(kinds: tuple[str, ...], rng: np.random.Generator) -> str:

@@ -161,6 +161,19 @@ def start(config: FinetuneConfig, accelerator: Accelerator) -> State:
     return State(model, average, optimiser)
 
 
+@torch.no_grad()
+def centre(state: State, material: Material, config: FinetuneConfig, accelerator: Accelerator) -> None:
+    """Standardise the head's inputs on the first steps' ladders; equal in every process."""
+    model = accelerator.unwrap_model(state.model).model
+    pooled = []
+    for step in range(12):
+        rng, generator = draws(config, 0, step)
+        images, _ = batches.ladders(material.crops, config.ladders, config.rungs, config.crop, rng, generator)
+        pooled.append(model.pooled(images.to(accelerator.device)))
+    model.standardise(torch.cat(pooled))
+    state.average.load_state_dict(accelerator.unwrap_model(state.model).state_dict())
+
+
 def train_step(state: State, material: Material, config: FinetuneConfig, accelerator: Accelerator) -> dict[str, float]:
     """One optimiser step, in place; returns the weighted losses of this process."""
     for group in state.optimiser.param_groups:
@@ -232,9 +245,11 @@ def train(config: FinetuneConfig, resume: bool = False) -> State:
     accelerator = Accelerator()
     config.out.mkdir(parents=True, exist_ok=True)
     state, checkpoint = start(config, accelerator), config.out / "checkpoint.pt"
+    material = gather(config)
     if resume:
         read_checkpoint(state, accelerator, checkpoint)
-    material = gather(config)
+    else:
+        centre(state, material, config, accelerator)
     main_process, running = accelerator.is_main_process, {}
     progress = tqdm(total=config.steps, initial=state.step, desc="tiny", disable=not main_process)
     while state.step < config.steps:
