@@ -93,7 +93,8 @@ def _build_tiny(weights: Path | None, *, seed: int = 0) -> nn.Module:
             model = Tiny(**json.loads(metadata.get("config", "{}")))
         except (TypeError, ValueError) as error:
             raise WeightsError(f"{weights} has a config that this version does not know ({error}).") from error
-    load_strict(model, state, weights)
+    counters = {name: value for name, value in model.state_dict().items() if name.endswith("num_batches_tracked")}
+    load_strict(model, counters | state, weights)  # the counters are training's alone; files leave them out
     return model
 
 

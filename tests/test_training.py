@@ -1,0 +1,458 @@
+"""Training: what it may see, what it is told, and that a run does what its settings say."""
+
+import dataclasses
+import json
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from accelerate.state import AcceleratorState
+from photographs import texture, training_folder
+from PIL import Image
+from safetensors.torch import load_file
+from scipy.stats import pearsonr
+from torch import nn
+
+import iqguide
+from iqguide.training import batches, calibrate, data, finetune, objectives
+from iqguide.training.config import FinetuneConfig, parse_config
+from iqguide.training.teacher import Squeezenet, ridge_opinions
+
+SMALL = {"crop": 48, "opinion_crop": 48, "ladders": 2, "rungs": 3, "opinions": 3, "aligned": 2}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return training_folder(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture(scope="module")
+def on_the_cpu():
+    """Accelerate keeps its choice of device for the whole process."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ACCELERATE_USE_CPU", "true")
+        AcceleratorState._reset_state(reset_partial_state=True)
+        yield
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+# --- photographs ---
+
+
+def test_near_identical_pictures_stay_on_one_side(tmp_path):
+    rng = np.random.default_rng(1)
+    pictures = {f"{n:02}": texture(rng, 96) for n in range(18)}
+    first = np.asarray(pictures["00"], dtype=float)
+    pictures["brighter"] = Image.fromarray((first * 0.8 + 40).astype(np.uint8))
+    pictures["smaller"] = pictures["00"].resize((70, 60))
+    for name, picture in pictures.items():
+        picture.save(tmp_path / f"{name}.jpg", quality=60)
+    photographs = [data.Photograph(path) for path in sorted(tmp_path.iterdir())]
+    twins = {"00", "brighter", "smaller"}
+    sides = set()
+    for seed in range(12):
+        kept, held = data.split(photographs, seed)
+        assert sorted(p.path for p in kept + held) == sorted(p.path for p in photographs)
+        names = {p.path.stem for p in held}
+        assert twins & names in (set(), twins)
+        assert len(names - twins) + bool(twins & names) == 18 // data.HELD_OUT
+        sides.add(bool(twins & names))
+    assert sides == {False, True}
+    assert data.split(photographs, 3) == data.split(photographs, 3)
+
+
+def test_the_folder_is_read_in_order(folder):
+    clean = data.clean_photographs(folder)
+    assert [p.path.name for p in clean] == [f"{n:02}.jpg" for n in range(10)]
+    assert {p.mos for p in clean} == {None}
+    scored = data.scored_photographs(folder)
+    assert [p.mos for p in scored] == [30.0 + 4 * n for n in range(15)]
+    assert all(p.path.is_file() for p in scored)
+
+
+def test_missing_folders_are_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"no pictures in .*pristine.images; .*docs/training\.md"):
+        data.clean_photographs(tmp_path)
+    with pytest.raises(FileNotFoundError, match=r"mos\.csv"):
+        data.scored_photographs(tmp_path)
+
+
+def test_pictures_are_turned_upright(tmp_path):
+    picture = Image.new("L", (40, 20))
+    exif = picture.getexif()
+    exif[0x0112] = 6  # turned by a quarter
+    picture.save(tmp_path / "turned.jpg", exif=exif)
+    assert data.read(tmp_path / "turned.jpg").size == (20, 40)
+    assert data.read(tmp_path / "turned.jpg").mode == "RGB"
+
+
+def test_random_crops_are_squares_of_the_size_they_should_have():
+    ramp = np.broadcast_to(np.arange(400) * 255 / 399, (300, 400))
+    picture = Image.fromarray(ramp.astype(np.uint8)).convert("RGB")
+    rng, slopes = np.random.default_rng(0), []
+    for _ in range(200):
+        crop = data.to_tensor(data.random_crop(picture, 50, rng, most=2.0)).float()
+        assert crop.shape == (3, 50, 50)
+        slopes.append((crop[0, :, 40:].mean() - crop[0, :, :10].mean()).item() / 40)
+    sides = np.abs(slopes) * 399 / 255 * 50  # grey per pixel -> width of the square
+    assert sides.min() > 48
+    assert sides.max() < 102
+    assert sides.min() < 55 < 90 < sides.max()
+    assert 0.35 < np.mean(np.array(slopes) < 0) < 0.65  # mirrored
+    assert data.random_crop(picture.resize((30, 30)), 50, rng).size == (50, 50)
+
+
+@pytest.mark.data
+def test_no_twins_straddle_the_split_of_the_real_photographs(data_dir):
+    def thumbnail(photograph):
+        with Image.open(photograph.path) as image:
+            image.draft("RGB", (48, 48))  # decoded small: a tenth of the time
+            colours = image.convert("RGB").resize((24, 24), Image.Resampling.BOX)
+        values = np.asarray(colours, dtype=float)
+        return ((values - values.mean()) / values.std()).ravel()
+
+    for photographs in (data.clean_photographs(data_dir), data.scored_photographs(data_dir)):
+        kept, held = data.split(photographs)
+        assert len(held) == pytest.approx(len(photographs) / 5, rel=0.05)
+        a, b = (np.stack([thumbnail(p) for p in side]) for side in (kept, held))
+        assert (a @ b.T / a.shape[1]).max() < 0.97  # another thumbnail than the split's own
+
+
+# --- objectives ---
+
+
+def test_ladder_ranking_by_hand():
+    scores, severity = torch.tensor([[0.0, -1.0, -1.5]]), torch.tensor([[0.0, 2.0, 3.0]])
+    # pairs (0, 1), (0, 2), (1, 2): wanted leads 1, 1.5, 0.5; leads 1, 1.5, 0.5
+    assert objectives.ladder_ranking(scores, severity).item() == pytest.approx(math.log(2))
+    turned = objectives.ladder_ranking(scores.flip(1), severity)
+    wanted = np.logaddexp(0, [1 - -0.5, 1.5 - -1.5, 0.5 - -1.0]).mean()
+    assert turned.item() == pytest.approx(wanted)
+
+
+def test_ladder_ranking_compares_inside_a_row_and_not_equals():
+    scores = torch.tensor([[0.0, 5.0, -1.0], [9.0, 9.0, 9.0]], requires_grad=True)
+    severity = torch.tensor([[0.0, 0.0, 2.0], [1.0, 1.0, 1.0]])
+    loss = objectives.ladder_ranking(scores, severity)
+    assert loss.item() == pytest.approx(np.logaddexp(0, [1 - 1, 1 - 6]).mean())
+    loss.backward()
+    assert not scores.grad[1].any()
+    assert (scores.grad[0].sign() == torch.tensor([-1.0, -1.0, 1.0])).all()  # descent lifts the better, sinks the worse
+
+
+def test_consistency_by_hand():
+    scores, twins = torch.tensor([1.0, 2.0, 3.0]), torch.tensor([1.1, 1.5, 4.0])
+    assert objectives.consistency(scores, twins, 0.2).item() == pytest.approx((0 + 0.3 + 0.8) / 3)
+
+
+def test_correlation_is_pearsons():
+    a, b = torch.randn(20), torch.randn(20)
+    expected = (1 - pearsonr(a.numpy(), b.numpy())[0]) / 2
+    assert objectives.correlation(a, b).item() == pytest.approx(expected, abs=1e-5)
+    assert objectives.correlation(a, 3 * a + 1).item() == pytest.approx(0, abs=1e-6)
+    assert objectives.correlation(a, -a).item() == pytest.approx(1, abs=1e-6)
+
+
+def test_restoration_of_a_score_whose_gradient_leads_home():
+    clean, degraded = torch.rand(3, 3, 8, 8), torch.rand(3, 3, 8, 8)
+    misalignment, slope, energy = objectives.restoration(
+        lambda x: -(x - clean).square().flatten(1).sum(1) / 2, degraded, clean
+    )
+    way = (clean - degraded).flatten(1)
+    torch.testing.assert_close(misalignment, torch.zeros(3), atol=1e-6, rtol=0)
+    torch.testing.assert_close(slope, way.square().sum(1))
+    torch.testing.assert_close(energy, way.square().mean(1))
+
+
+def test_restoration_measures_the_angle():
+    clean, degraded = torch.zeros(1, 3, 4, 4), torch.zeros(1, 3, 4, 4)
+    clean[0, 0, 0, 0] = 1  # the way home is one pixel
+    ahead, aside = clean[0].clone(), torch.zeros(3, 4, 4)
+    aside[1, 2, 3] = 1
+    for gradient, misalignment in ((ahead, 0), (aside, 1), (-ahead, 2), (ahead + aside, 1 - math.sqrt(0.5))):
+        found, _, _ = objectives.restoration(lambda x, g=gradient: (x * g).flatten(1).sum(1), degraded, clean)
+        assert found.item() == pytest.approx(misalignment, abs=1e-6)
+
+
+def test_restoration_can_be_trained():
+    """Its gradient in the weights, by finite differences in float64."""
+    network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.SiLU(), nn.Conv2d(4, 1, 3)).double()
+    clean, degraded = torch.rand(2, 2, 3, 8, 8, dtype=torch.float64)
+
+    def loss():
+        parts = objectives.restoration(lambda x: network(x).flatten(1).mean(1), degraded, clean)
+        return sum(part.sum() for part in parts)
+
+    weight = network[0].weight
+    (gradient,) = torch.autograd.grad(loss(), weight)
+    direction = torch.randn_like(weight)
+    values = []
+    for step in (1e-5, -1e-5):
+        weight.data += step * direction
+        values.append(loss().item())
+        weight.data -= step * direction
+    assert (gradient * direction).sum().item() == pytest.approx((values[0] - values[1]) / 2e-5, rel=1e-6)
+
+
+# --- the teacher ---
+
+
+def test_ridge_finds_a_linear_map_out_of_fold():
+    rng = np.random.default_rng(0)
+    features = rng.normal(size=(240, 12))
+    values = features @ rng.normal(size=12) + 50
+    predicted = ridge_opinions(features, values, np.arange(240) // 2)
+    assert pearsonr(predicted, values)[0] > 0.99
+    assert np.abs(predicted - values).mean() < 0.2 * values.std()
+
+
+def test_ridge_repeats_no_label_that_it_was_given():
+    rng = np.random.default_rng(0)
+    features = np.repeat(rng.normal(size=(60, 300)), 4, 0)  # four equal rows a group, more features than rows
+    values = np.repeat(rng.normal(size=60), 4)  # nothing that can be learnt
+    assert abs(pearsonr(ridge_opinions(features, values, np.arange(240) // 4), values)[0]) < 0.3
+
+
+def test_squeezenet_is_that_of_torchvision():
+    torchvision = pytest.importorskip("torchvision", exc_type=ImportError)
+    reference = torchvision.models.squeezenet1_0(weights=None).features.eval()
+    fires = dict(zip((3, 4, 5, 7, 8, 9, 10, 12), range(2, 10), strict=True))  # place in the list -> number
+    weights = {f"conv1.{key}": value for key, value in reference[0].state_dict().items()}
+    for place, number in fires.items():
+        names = {"squeeze": "conv1x1_1", "expand1x1": "conv1x1_2", "expand3x3": "conv3x3_2"}
+        for theirs, ours in names.items():
+            layer = getattr(reference[place], theirs)
+            weights |= {f"fire{number}/{ours}.{key}": value for key, value in layer.state_dict().items()}
+    teacher = Squeezenet.__new__(Squeezenet)
+    teacher.weights = weights
+    images = torch.rand(2, 3, 96, 80)
+    x = images.flip(1) * 255 - torch.tensor([104.0, 117.0, 123.0]).view(1, 3, 1, 1)
+    expected = []
+    with torch.no_grad():
+        for place, layer in enumerate(reference):
+            x = layer(x)
+            if fires.get(place) in (3, 5, 7, 9):
+                expected += [x.mean((2, 3)), x.std((2, 3))]
+    found = teacher(images)
+    assert found.shape == (2, 5120)
+    expected = torch.cat(expected, 1)
+    error = (found[:, :2560] - expected).norm() / expected.norm()
+    assert error < 0.02  # it computes in bfloat16
+
+
+# --- batches ---
+
+
+@pytest.fixture(scope="module")
+def crops(folder):
+    return batches.Crops(data.clean_photographs(folder), 64, 2, np.random.default_rng(0))
+
+
+def draws(step=0):
+    return finetune.draws(FinetuneConfig(), 0, step)
+
+
+def test_ladders_start_clean_and_get_worse(crops):
+    images, severities = batches.ladders(crops, 6, 4, 48, *draws())
+    assert images.shape == (24, 3, 48, 48)
+    assert severities.shape == (6, 4)
+    assert not severities[:, 0].any()
+    assert (severities.diff(dim=1) > 0).all()
+    assert severities.max() <= batches.severity("jpeg", torch.tensor([4.0]))
+    windows = (crops.images.float() / 255).unfold(2, 48, 1).unfold(3, 48, 1)
+    for clean in images[::4]:  # each is a window of one of the crops
+        assert (windows.movedim(1, 3) == clean).flatten(3).all(3).any()
+
+
+def test_severity_orders_kinds_and_levels():
+    level = torch.tensor([0.0, 2.0, 4.0])
+    torch.testing.assert_close(batches.severity("jpeg", level), 0.7 + 0.95 * level)
+    assert (batches.severity("desaturate", level) < batches.severity("jpeg", level)).all()
+
+
+def test_pairs_are_twins_pixel_by_pixel(crops):
+    degraded, clean = batches.pairs(crops, 12, 48, *draws())
+    assert degraded.shape == clean.shape == (12, 3, 48, 48)
+    distance = (degraded - clean).abs().mean((1, 2, 3))
+    others = (degraded - clean.roll(1, 0)).abs().mean((1, 2, 3))
+    assert (distance > 0).all()
+    assert distance.median() < others.median() / 2
+    assert "color_shift" not in batches.RESTORABLE
+
+
+def test_opinions_without_a_teacher_are_peoples(folder):
+    photographs = data.scored_photographs(folder)[:3]
+    opinions = batches.opinions(photographs, None, 48, np.random.default_rng(0))
+    assert opinions.images.shape == (3 * batches.EACH, 3, 48, 48)
+    expected = (torch.tensor([30.0, 34.0, 38.0]) - 75) / 14
+    torch.testing.assert_close(opinions.labels, expected.repeat_interleave(batches.EACH))
+    images, labels = opinions.batch(5, np.random.default_rng(1))
+    assert images.shape == (5, 3, 48, 48)
+    assert images.max() <= 1
+    assert set(labels.tolist()) <= set(opinions.labels.tolist())
+
+
+# --- settings ---
+
+
+def test_no_flags_are_the_defaults():
+    assert parse_config([]) == (FinetuneConfig(), False)
+
+
+@pytest.mark.parametrize("field", dataclasses.fields(FinetuneConfig), ids=lambda field: field.name)
+def test_every_setting_is_a_flag(field):
+    value = 7 if isinstance(field.default, int) else 0.125 if isinstance(field.default, float) else Path("a/b")
+    config, resume = parse_config([f"--{field.name.replace('_', '-')}", str(value)])
+    assert config == dataclasses.replace(FinetuneConfig(), **{field.name: value})
+    assert not resume
+    assert parse_config(["--resume"])[1]
+
+
+def test_help_names_every_setting(capsys):
+    with pytest.raises(SystemExit):
+        parse_config(["--help"])
+    printed = capsys.readouterr().out
+    assert "of AdamW (0.02)" in " ".join(printed.split())
+
+
+def test_learning_rate_warms_up_and_falls():
+    config = FinetuneConfig(steps=1000, lr=0.01)
+    rates = [finetune.learning_rate(config, step) for step in range(1000)]
+    assert rates[0] == pytest.approx(0.01 / 100)
+    assert rates[99] == pytest.approx(0.01, rel=0.03)
+    assert rates[-1] == pytest.approx(0.01 / 50, rel=0.01)
+    assert rates[500] == pytest.approx(0.01 * 0.51)
+    assert max(rates) == max(rates[99:101])
+
+
+def test_draws_depend_on_seed_process_and_step_alone():
+    def numbers(seed, process, step):
+        rng, generator = finetune.draws(FinetuneConfig(seed=seed), process, step)
+        return rng.random(), torch.rand(1, generator=generator).item()
+
+    assert numbers(1, 2, 3) == numbers(1, 2, 3)
+    others = [numbers(*key) for key in ((1, 2, 3), (0, 2, 3), (1, 0, 3), (1, 2, 0), (3, 2, 1))]
+    assert len({first for first, _ in others}) == len({second for _, second in others}) == 5
+
+
+def test_follow_is_a_moving_average():
+    average, model = nn.BatchNorm1d(2), nn.BatchNorm1d(2)
+    model.weight.data.fill_(3.0)
+    model.running_mean.fill_(1.0)
+    model.num_batches_tracked.fill_(9)
+    finetune.follow(average, model, 0)  # decay 1/10
+    assert average.weight.tolist() == pytest.approx([2.8, 2.8])
+    assert average.running_mean.tolist() == pytest.approx([0.9, 0.9])
+    assert average.num_batches_tracked == 9
+    finetune.follow(average, model, 10**6)  # decay 0.998
+    assert average.weight.tolist() == pytest.approx([2.8 + 0.002 * 0.2] * 2)
+
+
+# --- runs ---
+
+
+@pytest.fixture(scope="module")
+def config(folder, tmp_path_factory):
+    out = tmp_path_factory.mktemp("runs") / "straight"
+    return FinetuneConfig(data=folder, out=out, steps=4, checkpoint_every=2, **SMALL)
+
+
+@pytest.fixture(scope="module")
+def straight(config, on_the_cpu):
+    finetune.train(config)
+    return config.out
+
+
+def test_a_run_leaves_a_model_that_loads(config, straight):
+    model = iqguide.create_model("tiny", weights=straight / "tiny.safetensors")
+    trained, fresh = (load_file(straight / "tiny.safetensors"), finetune.Tiny().state_dict())
+    assert trained.keys() == {key for key in fresh if "num_batches" not in key}
+    assert {value.dtype for value in trained.values() if value.ndim > 1} == {torch.float16}
+    # the scales: margin 0 with spread 1 over crops of the held-out clean photographs
+    margins = model.margin(calibrate.held_out_crops(config))
+    assert margins.mean().item() == pytest.approx(0, abs=0.05)  # the file is in half precision
+    assert margins.std().item() == pytest.approx(1, abs=0.05)
+
+
+def test_a_run_records_its_settings_and_figures(config, straight):
+    record = json.loads((straight / "run.json").read_text())
+    assert record["step"] == 4
+    assert record["config"].keys() == {field.name for field in dataclasses.fields(FinetuneConfig)}
+    assert record["config"]["crop"] == 48
+    assert record["config"]["data"] == str(config.data)
+    assert record["held_out"].keys() == {"srcc", "plcc", "ladders", "worst_ladder"}
+    assert -1 <= record["held_out"]["srcc"] <= 1
+    assert 0 <= record["held_out"]["worst_ladder"] <= record["held_out"]["ladders"] <= 1
+
+
+def test_a_resumed_run_is_the_straight_run_bit_for_bit(config, straight, tmp_path, monkeypatch):
+    config = dataclasses.replace(config, out=tmp_path)
+    with monkeypatch.context() as patch:
+        step = finetune.train_step
+
+        def interrupted(state, *arguments):
+            if state.step == 3:
+                raise KeyboardInterrupt
+            return step(state, *arguments)
+
+        patch.setattr(finetune, "train_step", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            finetune.train(config)
+    assert torch.load(tmp_path / "checkpoint.pt", weights_only=True)["step"] == 2
+    torch.manual_seed(99)  # nothing may hang on torch's own generator
+    finetune.train(config, resume=True)
+    first, second = (torch.load(out / "checkpoint.pt", weights_only=True) for out in (straight, tmp_path))
+    assert first["step"] == second["step"] == 4
+    for part in ("model", "average"):
+        for key, value in first[part].items():
+            assert torch.equal(value, second[part][key]), key
+    for number, moments in first["optimiser"]["state"].items():
+        for key, value in moments.items():
+            assert torch.equal(value, second["optimiser"]["state"][number][key]), (number, key)
+    assert (straight / "tiny.safetensors").read_bytes() == (tmp_path / "tiny.safetensors").read_bytes()
+
+
+def test_a_second_run_starts_from_the_first(straight, config, on_the_cpu):
+    state = finetune.start(dataclasses.replace(config, init=straight / "tiny.safetensors"), finetune.Accelerator())
+    images = torch.rand(2, 3, 48, 48)
+    loaded = iqguide.create_model("tiny", weights=straight / "tiny.safetensors")
+    torch.testing.assert_close(state.average.eval()(images), loaded.raw(images))
+
+
+def test_the_losses_fall_on_what_is_seen_again_and_again(config, on_the_cpu, monkeypatch):
+    config = dataclasses.replace(config, lr=0.05, steps=1000)
+    accelerator = finetune.Accelerator()
+    state, material = finetune.start(config, accelerator), finetune.gather(config)
+    same = finetune.draws
+    monkeypatch.setattr(finetune, "draws", lambda config, process, step: same(config, process, 0))
+    found = [finetune.train_step(state, material, config, accelerator) for _ in range(10)]
+    totals = [sum(losses.values()) for losses in found]
+    assert totals[-1] < 0.8 * totals[0], totals
+    assert found[-1]["opinion"] < found[0]["opinion"]
+    assert found[-1]["ranking"] < found[0]["ranking"]
+
+
+def test_denoised_predictions_must_fit_the_crops(config, tmp_path):
+    torch.save({"clean": torch.zeros(2, 3, 64, 64)}, tmp_path / "cache.pt")
+    with pytest.raises(ValueError, match=r"cache\.pt are 64 px; expected 48: use --crop 64"):
+        finetune.gather(dataclasses.replace(config, denoised=tmp_path / "cache.pt"))
+
+
+def test_resuming_from_nothing_is_refused(config, on_the_cpu, tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"no checkpoint .*checkpoint\.pt to resume from"):
+        finetune.train(dataclasses.replace(config, out=tmp_path / "new"), resume=True)
+
+
+@pytest.mark.parametrize("processes", [1, pytest.param(2, marks=pytest.mark.slow)])
+def test_accelerate_launches_it(folder, tmp_path, processes):
+    flags = [f"--{key.replace('_', '-')}={value}" for key, value in SMALL.items()]
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", str(processes)]
+    command += ["-m", "iqguide.training.finetune", "--data", str(folder), "--out", "run", "--steps", "3", *flags]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=500)
+    assert done.returncode == 0, done.stderr
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["step"] == 3
+    iqguide.create_model("tiny", weights=tmp_path / "run" / "tiny.safetensors")
