@@ -58,7 +58,8 @@ class GuidedStep:
         if guidance.scale != 0:
             self._decoder = find_decoder(pipe, guidance.decoder, height=height, width=width, load_tiny=load_tiny)
         self._undo = ExitStack()
-        self._last_timestep: float | None = None
+        self._timesteps: Tensor | None = None  # of the latest run
+        self._timesteps: Tensor | None = None  # the schedule of the run
         self._float32 = False  # whether this run has gone over to float32
         self._copied = False  # whether somebody has deep-copied the scheduler
 
@@ -105,29 +106,22 @@ class GuidedStep:
         if not self.active:
             return self._original(*args, **kwargs)
         try:
-            self._follow(*args, **kwargs)
+            self._follow()
             return self._guided(*args, **kwargs) if self.active else self._original(*args, **kwargs)
         except BaseException:
             if self._single_run:
                 self.remove()
             raise
 
-    def _follow(self, *args: Any, **kwargs: Any) -> None:
-        """Notice the beginning of a run."""
-        begins = self._begins_run(self._signature.bind(*args, **kwargs).arguments["timestep"])
+    def _follow(self) -> None:
+        """Notice the beginning of a run: `set_timesteps` has made a new list."""
+        begins = self._timesteps is not self.scheduler.timesteps or getattr(self.scheduler, "step_index", 0) is None
+        self._timesteps = self.scheduler.timesteps
         if begins and self.runs and self._single_run:
             self.remove()
         elif begins or not self.runs:
             self.runs.append(self.guidance.start(self._decoder))
             self._float32 = False
-
-    def _begins_run(self, timestep: Any) -> bool:
-        if hasattr(self.scheduler, "step_index"):
-            return self.scheduler.step_index is None
-        if hasattr(self.scheduler, "counter"):  # PNDM repeats a timestep
-            return self.scheduler.counter == 0
-        before, self._last_timestep = self._last_timestep, float(timestep)
-        return before is None or self._last_timestep >= before
 
     def _guided(self, *args: Any, **kwargs: Any) -> Any:
         bound = self._signature.bind(*args, **kwargs)

@@ -3,6 +3,7 @@
 import copy
 import functools
 from dataclasses import dataclass
+from itertools import pairwise
 from types import SimpleNamespace
 
 import pytest
@@ -15,7 +16,7 @@ from iqguide.guidance.views import View, draw_views
 
 
 def network(*channels: int) -> nn.Module:
-    layers = [layer for a, b in zip(channels, channels[1:], strict=False) for layer in (nn.Conv2d(a, b, 3), nn.Tanh())]
+    layers = [layer for a, b in pairwise(channels) for layer in (nn.Conv2d(a, b, 3), nn.Tanh())]
     return nn.Sequential(*layers).eval()
 
 

@@ -3,6 +3,7 @@
 import dataclasses
 import logging
 import math
+from itertools import pairwise
 
 import pytest
 import torch
@@ -30,7 +31,7 @@ def guidance(reward=mean, **settings):
 def stages(count, top=20.0):
     """A schedule with the given number of steps, even in log sigma, that ends at 0."""
     levels = [*torch.logspace(math.log10(top), -2, count, dtype=torch.float64).tolist(), 0.0]
-    return [Stage(a, a, b) for a, b in zip(levels, levels[1:], strict=False)]
+    return [Stage(a, a, b) for a, b in pairwise(levels)]
 
 
 def pushes(run, denoised, schedule):
@@ -142,7 +143,12 @@ def test_every_kth_evaluation_takes_a_gradient_and_all_of_them_push():
     found = [p for p in pushes(run, torch.zeros(1, 3, 4, 4), stages(20)) if p is not None]
     assert len(calls) == math.ceil(len(found) / 3)
     torch.testing.assert_close(sum(found), torch.full((1, 3, 4, 4), 0.1 * TOTAL))
-    assert [entry.score_after is not None for entry in run.log if entry.skipped is None][:4] == [True, False, False, True]
+    assert [entry.score_after is not None for entry in run.log if entry.skipped is None][:4] == [
+        True,
+        False,
+        False,
+        True,
+    ]
 
 
 def test_the_push_fades_as_the_score_comes_near_its_target():
@@ -199,9 +205,7 @@ def test_views_come_from_the_seed_and_nowhere_else():
     reward = lambda images: images.sigmoid().square().mean((1, 2, 3))
     denoised, stage = torch.randn(1, 3, 6, 6), Stage(1.0, 1.0, 0.5)
     state = torch.random.get_rng_state()
-    first, again, other = (
-        guidance(reward, noise=0.5, seed=seed).start().push(denoised, stage) for seed in (0, 0, 1)
-    )
+    first, again, other = (guidance(reward, noise=0.5, seed=seed).start().push(denoised, stage) for seed in (0, 0, 1))
     assert first.equal(again)
     assert not first.equal(other)
     assert torch.random.get_rng_state().equal(state)
