@@ -124,7 +124,7 @@ def judge_step(judge: Discriminator, optimiser: torch.optim.Optimizer, decoded: 
 
 def tidy(folder: Path) -> None:
     """Take from the config files below a saved folder what only warns when it is read, and paths of this machine."""
-    for path in folder.rglob("config.json"):
+    for path in (*folder.rglob("config.json"), *folder.glob("model_index.json")):
         config = json.loads(path.read_text())
         config.pop("_name_or_path", None)
         if config.get("_class_name") == "AutoencoderTiny":
