@@ -1,0 +1,303 @@
+"""The recipes, run as a user would, at miniature size: what one writes is what the next reads."""
+
+import json
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from diffusers import AutoencoderTiny, StableDiffusionPipeline, StableDiffusionXLPipeline
+from photographs import texture, training_folder
+from PIL import Image
+from tiny_pipelines import tiny_pipeline
+from transformers import CLIPTextConfig, CLIPTextModelWithProjection
+
+ROOT = Path(__file__).resolve().parents[1]
+RECIPES = ROOT / "recipes"
+SCRIPTS = ("score_folder", "best_of_n", "guided_sdxl")
+STEPS = ("corpus", "autoencoder", "generator", "denoised", "bundle")
+A_STEP = "0.0001"  # minutes: a single step
+
+
+@pytest.fixture(scope="module")
+def recipe():
+    """Import a recipe by its name; like a script it finds those beside it."""
+    with pytest.MonkeyPatch.context() as patch:
+        for folder in (RECIPES, RECIPES / "demo_generator"):
+            patch.syspath_prepend(folder)
+        yield __import__
+        for name in (*SCRIPTS, *STEPS):
+            sys.modules.pop(name, None)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return training_folder(tmp_path_factory.mktemp("data"), clean=4, scored=10, side=270)
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    return tmp_path_factory.mktemp("runs")
+
+
+@pytest.fixture(scope="module")
+def corpus(recipe, folder, runs):
+    recipe("corpus").main(["--data", str(folder), "--out", str(runs / "corpus.npz"), "--patches", "4"])
+    return runs / "corpus.npz"
+
+
+@pytest.fixture(scope="module")
+def autoencoder(recipe, corpus, runs):
+    main = recipe("autoencoder").main
+    shared = ["--corpus", str(corpus), "--minutes", A_STEP, "--batch", "2", "--crop", "32"]
+    main([*shared, "--out", str(runs / "vae")])
+    main([*shared, "--out", str(runs / "vae-fine"), "--decoder-of", str(runs / "vae")])
+    return runs / "vae-fine"
+
+
+@pytest.fixture(scope="module")
+def generator(recipe, corpus, autoencoder, runs):
+    arguments = ["--corpus", str(corpus), "--vae", str(autoencoder), "--out", str(runs / "demo"), "--batch", "2"]
+    recipe("generator").main([*arguments, "--minutes", A_STEP])
+    return runs / "demo"
+
+
+def test_corpus_is_of_mixed_quality_and_its_words_fit(recipe, corpus):
+    module, content = recipe("corpus"), np.load(corpus)
+    # four clean photographs and the three scored above 55: 58, 62 and 66
+    assert content["images"].shape == (4 * (4 + 3), 3, 128, 128)
+    assert content["images"].dtype == np.uint8
+    assert content["kinds"].shape == (28,)
+    assert set(content["kinds"]) <= set(range(len(module.KINDS)))
+    assert 0.2 < (content["kinds"] == 0).mean() < 0.8
+    clean = content["kinds"] == 0  # words are about the clean picture: here it can be seen
+    seen = module.attributes(torch.from_numpy(content["images"][clean]).float() / 255)
+    np.testing.assert_allclose(seen.numpy(), content["attributes"][clean], atol=0.02)
+
+
+def test_attributes_say_what_the_words_say(recipe):
+    module = recipe("corpus")
+    grey = torch.full((1, 3, 32, 32), 0.4)
+    warm, stripes = grey.clone(), grey.clone()
+    warm[:, 0], warm[:, 2] = 0.7, 0.1
+    stripes[..., ::2] = 0.6
+    base = module.attributes(grey)[0]
+    assert len(base) == len(module.WORDS)
+    bright, colourful, busy, warmth = range(4)
+    assert module.attributes(grey + 0.3)[0, bright] == pytest.approx(base[bright] + 0.3)
+    assert module.attributes(warm)[0, colourful] > base[colourful] + 0.1
+    assert module.attributes(warm)[0, warmth] == pytest.approx(0.6)
+    assert module.attributes(stripes)[0, busy] > base[busy] + 1
+
+
+def test_degradations_of_the_corpus(recipe):
+    module = recipe("corpus")
+    images = torch.rand(40, 3, 32, 32)
+    degraded, kind = module.degrade(images, torch.Generator().manual_seed(0))
+    changed = (degraded != images).flatten(1).any(1)
+    assert torch.equal(changed, kind > 0)
+    assert set(kind.tolist()) == {0, 1, 2, 3}
+
+
+def test_autoencoder_is_one_of_diffusers(autoencoder, runs):
+    fine, first = (AutoencoderTiny.from_pretrained(path) for path in (autoencoder, runs / "vae"))
+    images = torch.rand(1, 3, 64, 64)
+    with torch.no_grad():
+        latents = first.encoder(images * 2 - 1)
+        assert latents.shape == (1, 8, 8, 8)
+        assert fine.decoder(latents).shape == images.shape
+    for a, b in zip(fine.encoder.parameters(), first.encoder.parameters(), strict=True):
+        assert torch.equal(a, b)  # --decoder-of leaves it alone
+
+
+def test_saved_config_files_are_tidy(generator):
+    for path in (generator / "pipeline").rglob("config.json"):
+        config = json.loads(path.read_text())
+        assert "_name_or_path" not in config
+        assert ("block_out_channels" in config) == (path.parent.name == "unet")
+
+
+def test_generator_is_a_pipeline_that_follows_prompts(recipe, generator, caplog):
+    pipe = StableDiffusionPipeline.from_pretrained(generator / "pipeline")
+    assert not [record for record in caplog.records if "block_out_channels" in record.getMessage()]
+    pipe.set_progress_bar_config(disable=True)
+    call = {"num_inference_steps": 2, "guidance_scale": 3.0, "output_type": "pt"}
+    dark, bright = (
+        pipe(word, generator=torch.Generator().manual_seed(0), **call).images for word in ("dark", "bright, warm")
+    )
+    assert dark.shape == (1, 3, 128, 128)
+    assert dark.isfinite().all()
+    assert not torch.equal(dark, bright)
+    words = sum(recipe("corpus").WORDS, ())
+    for word in words:  # every word is one token
+        assert len(pipe.tokenizer(word).input_ids) == 3
+
+
+def test_prompts_name_the_outer_thirds(recipe):
+    module = recipe("generator")
+    attributes = np.array([[0.0, 9.0, 5.0, 5.0]] * 400)
+    lines = module.prompts(attributes, np.array([[1.0] * 4, [8.0] * 4]), np.random.default_rng(0))
+    assert set(lines) == {"", "dark", "colourful", "dark, colourful", "colourful, dark"}
+    said = np.mean(["dark" in line for line in lines])
+    assert said == pytest.approx(0.8 * 0.85, abs=4 * np.sqrt(0.68 * 0.32 / 400))
+
+
+def test_generator_resumes(recipe, corpus, autoencoder, generator):
+    before = torch.load(generator / "checkpoint.pt", weights_only=True)
+    arguments = ["--corpus", str(corpus), "--vae", str(autoencoder), "--out", str(generator), "--batch", "2"]
+    state = recipe("generator").start(recipe("generator").build_tokenizer(generator / "words"), 1e-3)
+    recipe("generator").resume(state, generator / "checkpoint.pt")
+    assert (state.step, state.share) == (before["step"], before["share"])
+    for key, value in state.model.state_dict().items():
+        assert torch.equal(value, before["model"][key])
+    recipe("generator").main([*arguments, "--minutes", A_STEP, "--resume"])  # its time is over: it only saves
+    assert torch.load(generator / "checkpoint.pt", weights_only=True)["step"] == before["step"]
+
+
+def test_denoised_predictions_are_pairs(recipe, corpus, generator, runs):
+    out = runs / "denoised.pt"
+    recipe("denoised").main(
+        ["--corpus", str(corpus), "--pipeline", str(generator / "pipeline"), "--out", str(out), "--pairs", "3"]
+    )
+    cache = torch.load(out, weights_only=True)
+    assert cache["clean"].shape == cache["degraded"].shape == (3, 3, 128, 128)
+    assert cache["clean"].dtype == torch.uint8
+    assert ((cache["severity"] >= 1) & (cache["severity"] <= 3)).all()
+    assert ((cache["noise_level"] >= 0.01) & (cache["noise_level"] <= 0.81)).all()
+    assert not torch.equal(cache["clean"], cache["degraded"])
+
+
+def test_a_perfect_denoiser_gives_back_what_went_in(recipe, generator):
+    """v = alpha * noise - sigma * x predicted exactly: what is decoded is the autoencoder's own reconstruction."""
+    pipe = StableDiffusionPipeline.from_pretrained(generator / "pipeline")
+    images, timesteps = torch.rand(2, 3, 64, 64), torch.tensor([200, 700])
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        latents = pipe.vae.encoder(images * 2 - 1).float()
+        expected = ((pipe.vae.decoder(latents) + 1) / 2).float().clamp(0, 1)
+    noise = torch.randn_like(latents)
+    alphas = pipe.scheduler.alphas_cumprod[timesteps].view(-1, 1, 1, 1)
+    velocity = alphas.sqrt() * noise - (1 - alphas).sqrt() * latents
+
+    class Perfect(torch.nn.Module):
+        def forward(self, noisy, timesteps, context):
+            return type("Output", (), {"sample": velocity})
+
+    pipe.unet = Perfect()
+    found = recipe("denoised").predict(pipe, images, timesteps, noise)
+    torch.testing.assert_close(found, expected, atol=0.02, rtol=0)  # bfloat16
+
+
+def test_bundle_is_half_the_size_and_still_a_pipeline(recipe, generator, autoencoder, runs):
+    recipe("bundle").main(
+        ["--pipeline", str(generator / "pipeline"), "--vae", str(autoencoder), "--out", str(runs / "bundle")]
+    )
+    sizes = [
+        (path / "unet/diffusion_pytorch_model.safetensors").stat().st_size
+        for path in (runs / "bundle", generator / "pipeline")
+    ]
+    assert sizes[0] == pytest.approx(sizes[1] / 2, rel=0.01)
+    assert sizes[0] < 20e6  # what a bundled file may have
+    assert "/" not in (runs / "bundle/vae/config.json").read_text()  # no path of this machine
+    pipe = StableDiffusionPipeline.from_pretrained(runs / "bundle")
+    assert pipe.unet.dtype == torch.float32
+    pipe.set_progress_bar_config(disable=True)
+    assert pipe("dark", num_inference_steps=1).images[0].size == (128, 128)
+
+
+# --- short ones ---
+
+
+def test_score_folder_prints_best_first(tmp_path, recipe, capsys):
+    (tmp_path / "deeper").mkdir()
+    texture(np.random.default_rng(0), 64).save(tmp_path / "a.png")
+    texture(np.random.default_rng(1), 48).save(tmp_path / "deeper" / "b.jpg")
+    (tmp_path / "notes.txt").write_text("no picture")
+    (tmp_path / "broken.jpg").write_text("no picture either")
+    recipe("score_folder").main([str(tmp_path)])
+    printed = capsys.readouterr()
+    rows = [re.fullmatch(r"(\d\.\d{3})  (.*)", line).groups() for line in printed.out.splitlines()]
+    assert {path for _, path in rows} == {str(tmp_path / "a.png"), str(tmp_path / "deeper" / "b.jpg")}
+    assert float(rows[0][0]) >= float(rows[1][0])
+    assert "broken.jpg" in printed.err
+
+
+def test_best_of_n_keeps_the_best(tmp_path, recipe, generator, capsys):
+    pipeline, out = str(generator / "pipeline"), tmp_path / "best.png"
+    recipe("best_of_n").main(["dark", "--pipeline", pipeline, "-n", "3", "--steps", "1", "--out", str(out)])
+    rows = re.findall(r"^seed (\d): (-?\d\.\d{3})$", capsys.readouterr().out, re.MULTILINE)
+    assert sorted(seed for seed, _ in rows) == ["0", "1", "2"]
+    scores = [float(score) for _, score in rows]
+    assert scores == sorted(scores, reverse=True)
+    with Image.open(out) as best:
+        assert best.size == (128, 128)
+
+
+@pytest.fixture(scope="module")
+def tiny_sdxl(recipe, runs):
+    """The folder of a Stable Diffusion XL of a few thousand parameters that takes prompts."""
+    tokenizer = recipe("generator").build_tokenizer(runs / "sdxl-words")
+    special = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
+    config = CLIPTextConfig(
+        vocab_size=len(tokenizer), hidden_size=4, intermediate_size=8, num_hidden_layers=2, num_attention_heads=2,
+        max_position_embeddings=16, projection_dim=8, pad_token_id=tokenizer.pad_token_id, **special,
+    )  # fmt: skip
+    encoders = {name: CLIPTextModelWithProjection(config) for name in ("text_encoder", "text_encoder_2")}
+    parts = tiny_pipeline("stable-diffusion-xl")[0].components
+    parts |= encoders | {"tokenizer": tokenizer, "tokenizer_2": tokenizer}
+    StableDiffusionXLPipeline(**parts, add_watermarker=False).save_pretrained(runs / "sdxl")
+    return runs / "sdxl"
+
+
+def test_guided_sdxl_shows_both(tmp_path, recipe, tiny_sdxl):
+    out = tmp_path / "guided.png"
+    main = recipe("guided_sdxl").main
+    shared = ["bright", "--pipeline", str(tiny_sdxl), "--steps", "4", "--out", str(out)]
+    main([*shared, "--scale", "0.5"])
+    both = np.array(Image.open(out))
+    assert both.shape == (32, 64, 3)
+    assert (both[:, :32] != both[:, 32:]).any()
+    main([*shared, "--scale", "0"])
+    both = np.array(Image.open(out))
+    assert (both[:, :32] == both[:, 32:]).all()
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_short_recipes_are_short(script):
+    assert len((RECIPES / f"{script}.py").read_text("utf-8").splitlines()) <= 40
+
+
+# --- what the documentation says ---
+
+
+def commands(page: Path) -> list[list[str]]:
+    """The commands of a page's code blocks, words apart."""
+    blocks = re.findall(r"```\n(.*?)```", page.read_text("utf-8"), re.DOTALL)
+    lines = "\n".join(blocks).replace("\\\n", " ").splitlines()
+    return [shlex.split(line, comments=True) for line in lines if line.startswith(("python ", "accelerate "))]
+
+
+@pytest.mark.parametrize("page", ["docs/training.md", "recipes/README.md"])
+def test_documented_commands_exist_with_their_flags(page):
+    found = commands(ROOT / page)
+    assert found
+    helps = {}
+    for words in found:
+        if "-m" in words:
+            at = words.index("-m") + 1
+            target = ["-m", words[at]]
+        else:
+            at = 1
+            target = [str(ROOT / words[at])]
+        key = " ".join(target)
+        if key not in helps:
+            done = subprocess.run(
+                [sys.executable, *target, "--help"], cwd=ROOT.parent, capture_output=True, text=True, timeout=300
+            )
+            assert done.returncode == 0, done.stderr
+            helps[key] = done.stdout
+        flags = [word.split("=")[0] for word in words[at + 1 :] if re.match(r"--?[a-z]", word)]
+        assert [flag for flag in flags if not re.search(rf"(?<![\w-]){flag}(?![\w-])", helps[key])] == [], words
