@@ -100,7 +100,7 @@ def _add_demo(commands: Any) -> None:
     )
     parser.add_argument("--out", default="out/demo", metavar="DIR", help="folder for demo.png")
     parser.add_argument("--seeds", type=positive, default=4, metavar="COUNT", help="number of seeds")
-    parser.add_argument("--steps", type=positive, default=25, help="denoising steps")
+    parser.add_argument("--steps", type=positive, help="denoising steps (default: 25)")
     parser.add_argument("--best-of", type=positive, default=8, metavar="N", help="candidates an image")
     parser.add_argument("--prompt", default="", help="words that the bundled generator knows: see its model card")
     _add_model_options(parser)
@@ -162,11 +162,18 @@ def _add_sample(commands: Any) -> None:
         help="guide by the model's score, with this strength or the default one; PROMPT comes before it",
     )
     parser.add_argument("--best-of", type=positive, metavar="N", help="draw N candidates an image and keep the best")
-    parser.add_argument("--steps", type=positive, help="denoising steps (default: the pipeline's own)")
+    parser.add_argument(
+        "--steps", type=positive, help="denoising steps (default: 25 for demo, else the pipeline's own)"
+    )
     parser.add_argument("--size", type=dimensions, metavar="N|WxH", help="pixels (default: the pipeline's own)")
     parser.add_argument("--batch-size", type=positive, default=1, metavar="N", help="images generated at once")
     parser.add_argument("--negative-prompt", metavar="TEXT", help="what not to generate")
-    parser.add_argument("--guidance-scale", type=float, metavar="X", help="classifier-free guidance of the pipeline")
+    parser.add_argument(
+        "--guidance-scale",
+        type=float,
+        metavar="X",
+        help="classifier-free guidance (default: 3 for demo, else the pipeline's own)",
+    )
     parser.add_argument(
         "--dtype",
         choices=["float32", "bfloat16", "float16"],

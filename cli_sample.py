@@ -29,6 +29,7 @@ from .rerank import Ranking, rank
 from .rewards import Reward
 
 DEMO = Path(__file__).resolve().parent / "models" / "assets" / "demo"
+DEMO_CALL = {"num_inference_steps": 25, "guidance_scale": 3.0}  # what the bundled generator is made for
 DENOISERS = ("unet", "transformer", "transformer_2")
 
 
@@ -64,6 +65,8 @@ def run_sample(options: argparse.Namespace) -> int:
         "height": options.size and options.size[1],
     }
     call = {name: value for name, value in call.items() if value is not None}
+    if options.pipeline == "demo":
+        call = DEMO_CALL | call
     _check_call(pipe, call)
     guidance = _guidance(reward, options.guide)
     settings = call | {"pipeline": options.pipeline, "model": options.model, "iqguide": __version__}
@@ -222,7 +225,9 @@ def run_demo(options: argparse.Namespace) -> int:
     reward = create_model(options.model, weights=options.weights, device=device)
     pipe = load_pipeline("demo", device)
     seeds = list(range(options.seeds))
-    call = {"prompt": options.prompt, "num_inference_steps": options.steps}
+    call = DEMO_CALL | {"prompt": options.prompt}
+    if options.steps:
+        call["num_inference_steps"] = options.steps
     guidance, best_of = {"guidance": RewardGuidance(reward)}, {"best_of": options.best_of}
     best = f"best of {options.best_of}"
     methods = {"unguided": {}, "guided": guidance, best: best_of, f"guided, {best}": guidance | best_of}
