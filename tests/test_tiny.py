@@ -117,6 +117,19 @@ def test_bad_images_are_refused(network, bad, error):
             call(bad)
 
 
+def test_standardising_the_head_changes_nothing_it_says(network):
+    double = Tiny().eval().double().requires_grad_(False)
+    double.load_state_dict(network.state_dict())
+    images = torch.rand(12, 3, 40, 40, dtype=torch.float64) * torch.rand(12, 1, 1, 1, dtype=torch.float64)
+    before, pooled = double.raw(images), double.pooled(images)
+    for statistics in (pooled, pooled[:5] * 2 + 1):  # once, and once more from there
+        double.standardise(statistics)
+        torch.testing.assert_close(double.raw(images), before)
+        centred = (statistics - double.pooled_mean) / double.pooled_std
+        torch.testing.assert_close(centred.mean(0), torch.zeros_like(centred[0]), atol=1e-9, rtol=0)
+        assert centred.std(0).max() <= 1
+
+
 def test_it_is_small():
     assert sum(parameter.numel() for parameter in Tiny().parameters()) < 2_000_000
 

@@ -18,7 +18,7 @@ from scipy.stats import pearsonr
 from torch import nn
 
 import iqguide
-from iqguide.training import batches, calibrate, data, finetune, objectives
+from iqguide.training import batches, calibrate, data, distill, finetune, objectives
 from iqguide.training.config import FinetuneConfig, parse_config
 from iqguide.training.teacher import Squeezenet, ridge_opinions
 
@@ -217,7 +217,9 @@ def test_ridge_repeats_no_label_that_it_was_given():
     assert abs(pearsonr(ridge_opinions(features, values, np.arange(240) // 4), values)[0]) < 0.3
 
 
-def test_squeezenet_is_that_of_torchvision():
+@pytest.fixture
+def squeezenet():
+    """torchvision's layers with random weights, and their state dict in the layout of the network's authors."""
     torchvision = pytest.importorskip("torchvision", exc_type=ImportError)
     reference = torchvision.models.squeezenet1_0(weights=None).features.eval()
     fires = dict(zip((3, 4, 5, 7, 8, 9, 10, 12), range(2, 10), strict=True))  # place in the list -> number
@@ -227,8 +229,13 @@ def test_squeezenet_is_that_of_torchvision():
         for theirs, ours in names.items():
             layer = getattr(reference[place], theirs)
             weights |= {f"fire{number}/{ours}.{key}": value for key, value in layer.state_dict().items()}
-    teacher = Squeezenet.__new__(Squeezenet)
-    teacher.weights = weights
+    return reference, fires, weights
+
+
+def test_squeezenet_is_that_of_torchvision(squeezenet, tmp_path):
+    reference, fires, weights = squeezenet
+    torch.save(weights, tmp_path / "teacher.pt")
+    teacher = Squeezenet(tmp_path / "teacher.pt")
     images = torch.rand(2, 3, 96, 80)
     x = images.flip(1) * 255 - torch.tensor([104.0, 117.0, 123.0]).view(1, 3, 1, 1)
     expected = []
@@ -242,6 +249,31 @@ def test_squeezenet_is_that_of_torchvision():
     expected = torch.cat(expected, 1)
     error = (found[:, :2560] - expected).norm() / expected.norm()
     assert error < 0.02  # it computes in bfloat16
+    first, last = teacher.maps(images, (3, 9))
+    assert first.shape == (2, 128, *[math.ceil((((side - 7) // 2 + 1) - 3) / 2) + 1 for side in (96, 80)])
+    torch.testing.assert_close(last.mean((2, 3)), found[:, 2 * (128 + 256 + 384) :][:, :512])
+
+
+def test_mimicry_is_the_squared_error_in_units_of_the_spread():
+    target = 5 * torch.randn(4, 3, 8, 8) + 2
+    centred = (target - target.mean((0, 2, 3), keepdim=True)) / target.std((0, 2, 3), keepdim=True)
+    assert distill.mimicry([torch.zeros_like(target)], [target]).item() == pytest.approx(1 / 1.1, rel=0.02)
+    assert distill.mimicry([centred / 1.1**0.5], [target]).item() < 0.005
+
+
+def test_distilling_lowers_the_distance_from_the_teacher(folder, squeezenet, on_the_cpu, tmp_path, monkeypatch):
+    torch.save(squeezenet[2], tmp_path / "teacher.pt")
+    mimicry, found = distill.mimicry, []
+
+    def noted(guesses, maps):
+        found.append(mimicry(guesses, maps))
+        return found[-1]
+
+    monkeypatch.setattr(distill, "mimicry", noted)
+    flags = {"data": folder, "teacher": tmp_path / "teacher.pt", "out": tmp_path, "steps": 12, "batch": 6, "crop": 48}
+    distill.main([f"--{key}={value}" for key, value in flags.items()])
+    assert sum(found[-3:]) < sum(found[:3])
+    iqguide.create_model("tiny", weights=tmp_path / "tiny.safetensors")
 
 
 # --- batches ---
@@ -414,6 +446,19 @@ def test_a_resumed_run_is_the_straight_run_bit_for_bit(config, straight, tmp_pat
         for key, value in moments.items():
             assert torch.equal(value, second["optimiser"]["state"][number][key]), (number, key)
     assert (straight / "tiny.safetensors").read_bytes() == (tmp_path / "tiny.safetensors").read_bytes()
+
+
+def test_the_head_is_centred_on_what_the_first_steps_see(config, on_the_cpu):
+    accelerator = finetune.Accelerator()
+    state, material = finetune.start(config, accelerator), finetune.gather(config)
+    images = torch.rand(2, 3, 48, 48)
+    finetune.centre(state, material, config, accelerator)
+    network = state.model.model
+    assert network.pooled_std.min() > 0
+    assert (network.pooled_std != 1).all()
+    for key, value in state.average.state_dict().items():
+        assert torch.equal(value, state.model.state_dict()[key]), key
+    assert torch.equal(state.average(images), state.model.eval()(images))
 
 
 def test_a_second_run_starts_from_the_first(straight, config, on_the_cpu):

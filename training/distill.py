@@ -1,4 +1,4 @@
-"""Teach a fresh `tiny` to see before it judges: match the feature maps of a SqueezeNet on photographs, clean and degraded.
+"""Teach a fresh `tiny` to see before it judges: match a SqueezeNet's feature maps on photographs, clean and degraded.
 
     accelerate launch -m iqguide.training.distill --data DATA --teacher squeezenet.pt --out runs/distilled
 
@@ -69,18 +69,13 @@ def mimicry(guesses: list[Tensor], maps: list[Tensor]) -> Tensor:
     return total / len(guesses)
 
 
-def main() -> None:
-    """Distil as the command line says."""
-    parser = argparse.ArgumentParser(prog="accelerate launch -m iqguide.training.distill")
-    parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--teacher", type=Path, required=True)
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--steps", type=int, default=1200)
-    parser.add_argument("--batch", type=int, default=24)
-    parser.add_argument("--crop", type=int, default=128)
-    parser.add_argument("--lr", type=float, default=3e-3)
-    parser.add_argument("--seed", type=int, default=0)
-    args = parser.parse_args()
+def learning_rate(highest: float, step: int, steps: int) -> float:
+    """Linear warm-up over 50 steps, then a cosine down to a fiftieth."""
+    return highest * min(1.0, (step + 1) / 50) * (0.02 + 0.49 * (1 + math.cos(math.pi * step / steps)))
+
+
+def distil(args: argparse.Namespace) -> None:
+    """Train with the settings of the flags and write OUT/tiny.safetensors, not calibrated."""
     accelerator = Accelerator()
     args.out.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(args.seed)
@@ -89,18 +84,19 @@ def main() -> None:
     photographs = split(clean_photographs(args.data))[0] + split(scored_photographs(args.data))[0]
     crops, teacher = Crops(photographs, args.crop, 12, rng), Squeezenet(args.teacher)
     student = Student().to(memory_format=torch.channels_last)
+    student.tiny.head.requires_grad_(False)  # judging is learnt later
     optimiser = torch.optim.AdamW(student.parameters(), args.lr, betas=(0.9, 0.99), weight_decay=0.02)
     student, optimiser = accelerator.prepare(student, optimiser)
-    progress, running = tqdm(range(args.steps), desc="distil"), 1.0
+    progress = tqdm(range(args.steps), desc="distil", disable=not accelerator.is_main_process)
+    running = 1.0
     for step in progress:
         for group in optimiser.param_groups:
-            group["lr"] = (
-                args.lr * min(1.0, (step + 1) / 50) * (0.02 + 0.49 * (1 + math.cos(math.pi * step / args.steps)))
-            )
+            group["lr"] = learning_rate(args.lr, step, args.steps)
         images = half_degraded(crops, args.batch, rng, generator)
+        maps = [x.to(accelerator.device) for x in teacher.maps(images, FIRES)]
         with torch.autocast(accelerator.device.type, torch.bfloat16):
-            guesses = student(images.contiguous(memory_format=torch.channels_last))
-        loss = mimicry(guesses, teacher.maps(images, FIRES))
+            guesses = student(images.to(accelerator.device).contiguous(memory_format=torch.channels_last))
+        loss = mimicry(guesses, maps)
         optimiser.zero_grad(set_to_none=True)
         accelerator.backward(loss)
         accelerator.clip_grad_norm_(student.parameters(), 2.0)
@@ -110,6 +106,20 @@ def main() -> None:
             progress.set_postfix(loss=f"{running:.3f}")
         if accelerator.is_main_process and (step % 300 == 299 or step + 1 == args.steps):
             save(accelerator.unwrap_model(student).tiny, args.out / "tiny.safetensors")
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Distil as the command line says."""
+    parser = argparse.ArgumentParser(prog="accelerate launch -m iqguide.training.distill")
+    parser.add_argument("--data", type=Path, required=True, help="folder with pristine/ and live-challenge/")
+    parser.add_argument("--teacher", type=Path, required=True, help="SqueezeNet 1.0 state dict")
+    parser.add_argument("--out", type=Path, required=True, help="folder for tiny.safetensors")
+    parser.add_argument("--steps", type=int, default=1200, help="optimiser steps (%(default)s)")
+    parser.add_argument("--batch", type=int, default=24, help="crops a step (%(default)s)")
+    parser.add_argument("--crop", type=int, default=128, help="side of the crops, px (%(default)s)")
+    parser.add_argument("--lr", type=float, default=3e-3, help="highest learning rate (%(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="of everything random (%(default)s)")
+    distil(parser.parse_args(arguments))
 
 
 if __name__ == "__main__":
