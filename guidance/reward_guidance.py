@@ -76,7 +76,10 @@ class RewardGuidance:
     """Trust region: largest root mean square of all pushes of a run together, in latent units; None for no limit."""
 
     decoder: Decoder | None = None
-    """Latents as the diffusion model has them -> images (N, 3, H, W) in [0, 1]; None: the host's adapter finds one."""
+    """Latents as the diffusion model has them -> images (N, 3, H, W) in [0, 1]; None: the host's adapter finds one.
+
+    The diffusers adapter also takes an autoencoder for the pipeline's latents, such as an AutoencoderTiny.
+    """
 
     seed: int = 0
     """Seed of the views; the sampler's own randomness is never touched."""

@@ -9,9 +9,10 @@ from types import SimpleNamespace
 import diffusers
 import pytest
 import torch
-from tiny_pipelines import FAMILIES, tiny_pipeline
+from tiny_pipelines import FAMILIES, tiny_pipeline, tiny_tae
 
 from iqguide.guidance import RewardGuidance
+from iqguide.guidance.decoders import find_decoder
 from iqguide.guidance.diffusers import guided
 
 SEEDS = 6
@@ -99,6 +100,15 @@ def test_the_pipeline_is_unchanged_after_guidance(family):
     assert [parameter.requires_grad for parameter in pipe.vae.parameters()] == flags
     assert all(parameter.grad is None for parameter in pipe.vae.parameters())
     assert draw(pipe, family=family).equal(plain)
+
+
+def test_an_autoencoder_can_be_the_decoder(pipe):
+    autoencoder = tiny_tae()
+    with guided(pipe, guidance(decoder=autoencoder)) as run:
+        found = draw(pipe)
+    with guided(pipe, guidance(decoder=find_decoder(pipe, autoencoder))):
+        assert draw(pipe).equal(found)
+    assert any(entry.skipped is None for entry in run.log)
 
 
 def test_only_evaluations_inside_the_window_change_the_latents(pipe):
