@@ -103,7 +103,7 @@ def losses(
     rng: np.random.Generator,
     generator: torch.Generator,
 ) -> dict[str, Tensor]:
-    """Every objective, weighted, on one fresh batch; `model` is in training mode before and after."""
+    """Every objective, weighted, on one fresh batch."""
     device = next(model.parameters()).device
 
     def score(images: Tensor) -> Tensor:
@@ -128,9 +128,8 @@ def losses(
         found["denoised"] = config.denoised_weight * objectives.ladder_ranking(both, severity)
         half = config.aligned // 2
         degraded, clean = torch.cat([degraded[:half], worse[:half]]), torch.cat([clean[:half], better[:half]])
-    model.eval()  # the gradient that guidance will see: running statistics, no autocast
+    # no autocast: this is the gradient that guidance will see
     misalignment, _, energy = objectives.restoration(model, degraded.to(device), clean.to(device))
-    model.train()
     found["alignment"] = config.alignment_weight * misalignment.mean()
     found["penalty"] = config.penalty_weight * (energy * degraded[0].numel()).mean()
     return found
@@ -152,7 +151,9 @@ def follow(average: nn.Module, model: nn.Module, step: int) -> None:
 def start(config: FinetuneConfig, accelerator: Accelerator) -> State:
     """A model with random weights, or those of `config.init`, and all that training it needs."""
     torch.manual_seed(config.seed)
-    model = RawScore(Tiny()).to(memory_format=torch.channels_last)
+    # Evaluation mode throughout: batches of ladders, opinions and predictions differ so much from each other that a
+    # model trained on each batch's own statistics is another one than the one used with the running statistics.
+    model = RawScore(Tiny()).to(memory_format=torch.channels_last).eval()
     if config.init:
         model.model.load_state_dict(load_file(config.init), strict=False)  # files leave the batch counters out
     average = copy.deepcopy(model).eval().requires_grad_(False).to(accelerator.device)
