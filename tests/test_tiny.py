@@ -210,9 +210,7 @@ def test_ladders_fall_on_photographs_it_never_saw(bundled, held_out):
         with torch.inference_mode():
             margins = torch.stack([bundled.margin(x) for x in levels])
         falls[name] = (margins.diff(dim=0) < 0).float().mean().item()
-    assert np.mean(list(falls.values())) >= 0.85, falls
-    for name in ("gaussian_blur", "white_noise", "grain", "jpeg"):
-        assert falls[name] >= 0.95, falls
+    assert np.mean(list(falls.values())) >= 0.95, falls
 
 
 @pytest.mark.data
