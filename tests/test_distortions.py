@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from photographs import texture
+from made_photographs import texture
 from PIL import Image
 from scipy.ndimage import gaussian_filter
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import AutoencoderTiny, StableDiffusionPipeline, StableDiffusionXLPipeline
-from photographs import texture, training_folder
+from made_photographs import texture, training_folder
 from PIL import Image
 from tiny_pipelines import tiny_pipeline
 from transformers import CLIPTextConfig, CLIPTextModelWithProjection

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from accelerate.state import AcceleratorState
-from photographs import texture, training_folder
+from made_photographs import texture, training_folder
 from PIL import Image
 from safetensors.torch import load_file
 from scipy.stats import pearsonr
