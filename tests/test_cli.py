@@ -337,6 +337,11 @@ def pipeline(tmp_path_factory):
     return folder / "saved"
 
 
+def pixels(path):
+    with Image.open(path) as image:
+        return np.asarray(image)
+
+
 @pytest.fixture
 def sample(run, pipeline, tmp_path):
     """Run `iqguide sample` -> (records, {seed: pixels}); the pipeline is the tiny one."""
@@ -349,7 +354,7 @@ def sample(run, pipeline, tmp_path):
         assert (status, stdout) == (0, "")
         records = json.loads((out / "samples.json").read_text())
         assert {p.name for p in out.iterdir()} == {"samples.json", *(f"{r['seed']}.png" for r in records)}
-        return records, {r["seed"]: np.asarray(Image.open(out / f"{r['seed']}.png")) for r in records}
+        return records, {r["seed"]: pixels(out / f"{r['seed']}.png") for r in records}
 
     return sample
 
@@ -480,7 +485,8 @@ def test_what_is_bundled_works_without_options(run, tmp_path):
     (row,) = json.loads(run("score", tmp_path, "--json")[1])
     assert Path(row["path"]) == tmp_path / "3.png"
     assert row["score"] == pytest.approx(record["score"], abs=1e-4)
-    assert Image.open(row["path"]).size == (128, 128)
+    with Image.open(row["path"]) as image:
+        assert image.size == (128, 128)
 
 
 def test_the_table_shows_every_picture_in_its_place():

@@ -74,7 +74,7 @@ def test_one_callback_can_serve_again(pipe, caplog):
     first = draw(pipe, callback)
     with caplog.at_level(logging.WARNING, LOGGER):
         late = draw(pipe, callback)
-    assert len(caplog.records) == 1
+    assert [record.levelname for record in caplog.records].count("WARNING") == 1
     assert not late.equal(first)
     callback.arm(pipe)
     assert draw(pipe, callback).equal(first)
