@@ -17,6 +17,7 @@ from PIL import Image
 from torch import nn
 from tqdm import tqdm
 
+from iqguide.cli_sample import DEMO_CALL
 from iqguide.guidance import RewardGuidance
 
 PROMPTS = ("", "dark", "bright", "grey", "colourful", "smooth", "busy", "cool", "warm")
@@ -30,17 +31,16 @@ class Plan:
     seeds: tuple[int, ...]
     best_of: int = 8
     batch: int = 8
-    steps: int = 25
-    guidance_scale: float | None = None
-    """Classifier-free guidance; None for the pipeline's own default."""
+    steps: int = DEMO_CALL["num_inference_steps"]
+    guidance_scale: float = DEMO_CALL["guidance_scale"]
+    """Of classifier-free guidance."""
     prompts: tuple[str, ...] = PROMPTS
 
     def prompt(self, seed: int) -> str:
         return self.prompts[seed % len(self.prompts)]
 
     def call(self) -> dict[str, Any]:
-        scale = {} if self.guidance_scale is None else {"guidance_scale": self.guidance_scale}
-        return {"num_inference_steps": self.steps, **scale}
+        return {"num_inference_steps": self.steps, "guidance_scale": self.guidance_scale}
 
 
 def fingerprint(*modules: nn.Module) -> str:

@@ -136,10 +136,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--model", default="tiny", help="the reward that guides and chooses")
     parser.add_argument("--weights", default="default", help="of the reward")
     parser.add_argument("--seeds", type=seeds_of, default=seeds_of("0:64"))
-    parser.add_argument("--best-of", type=int, default=8, metavar="N", help="1 for guided and unguided alone")
-    parser.add_argument("--batch", type=int, default=8)
-    parser.add_argument("--steps", type=int, default=25)
-    parser.add_argument("--guidance-scale", type=float, help="classifier-free guidance (the pipeline's default)")
+    parser.add_argument(
+        "--best-of", type=int, default=Plan.best_of, metavar="N", help="1 for guided and unguided alone"
+    )
+    parser.add_argument("--batch", type=int, default=Plan.batch)
+    parser.add_argument("--steps", type=int, default=Plan.steps)
+    parser.add_argument("--guidance-scale", type=float, default=Plan.guidance_scale, help="classifier-free guidance")
     parser.add_argument("--guidance", type=json.loads, default={}, help="fields of RewardGuidance, as JSON")
     parser.add_argument("--no-costs", action="store_true", help="do not measure the times")
     parser.add_argument("--publish", action="store_true", help="write tables, CSV and pictures into benchmarks/")
@@ -164,7 +166,8 @@ def run(pipe: Any, reward: Any, guidance: RewardGuidance, args: argparse.Namespa
     methods = collect(plan, args.out, reward)
     results = results_of(methods, plan)
     changed = f"; guidance: {json.dumps(args.guidance)}" if args.guidance else ""
-    note = f"{len(plan.seeds)} seeds, {plan.steps} steps, reward `{args.model}`{changed}. {machine()}."
+    note = f"{len(plan.seeds)} seeds, {plan.steps} steps, classifier-free guidance {plan.guidance_scale:g}"
+    note = f"{note}, reward `{args.model}`{changed}. {machine()}."
     text = page(methods, results, plan, note)
     print(text)
     sheet = {name: methods[name]["paths"] for name in ("unguided", "guided")}

@@ -16,6 +16,8 @@ from PIL import Image
 from tiny_pipelines import tiny_pipeline
 from transformers import CLIPTextConfig, CLIPTextModelWithProjection
 
+from iqguide.training.data import clean_photographs, scored_photographs, split
+
 ROOT = Path(__file__).resolve().parents[1]
 RECIPES = ROOT / "recipes"
 SCRIPTS = ("score_folder", "best_of_n", "guided_sdxl")
@@ -158,17 +160,33 @@ def test_generator_resumes(recipe, corpus, autoencoder, generator):
     assert torch.load(generator / "checkpoint.pt", weights_only=True)["step"] == before["step"]
 
 
-def test_denoised_predictions_are_pairs(recipe, corpus, generator, runs):
+@pytest.mark.parametrize("source", ["--corpus", "--data"])
+def test_denoised_predictions_are_pairs(recipe, corpus, folder, generator, runs, source):
     out = runs / "denoised.pt"
-    recipe("denoised").main(
-        ["--corpus", str(corpus), "--pipeline", str(generator / "pipeline"), "--out", str(out), "--pairs", "3"]
-    )
+    given = [source, str(corpus if source == "--corpus" else folder)]
+    recipe("denoised").main([*given, "--pipeline", str(generator / "pipeline"), "--out", str(out), "--pairs", "3"])
     cache = torch.load(out, weights_only=True)
     assert cache["clean"].shape == cache["degraded"].shape == (3, 3, 128, 128)
     assert cache["clean"].dtype == torch.uint8
     assert ((cache["severity"] >= 1) & (cache["severity"] <= 3)).all()
     assert ((cache["noise_level"] >= 0.01) & (cache["noise_level"] <= 0.81)).all()
     assert not torch.equal(cache["clean"], cache["degraded"])
+
+
+def test_denoised_predictions_are_made_of_no_held_out_photograph(recipe, tmp_path, monkeypatch):
+    folder = training_folder(tmp_path, clean=6, scored=20, side=140)
+    module, seen = recipe("denoised"), set()
+    crop = module.crop
+
+    def noted(photograph, *arguments):
+        seen.add(photograph)
+        return crop(photograph, *arguments)
+
+    monkeypatch.setattr(module, "crop", noted)
+    assert module.training_patches(folder, 21).shape == (21, 3, 128, 128)
+    clean, scored = (split(photographs(folder)) for photographs in (clean_photographs, scored_photographs))
+    assert seen == {*clean[0], *(photograph for photograph in scored[0] if photograph.mos > 55)}
+    assert seen.isdisjoint(clean[1] + scored[1])
 
 
 def test_a_perfect_denoiser_gives_back_what_went_in(recipe, generator):
@@ -315,4 +333,5 @@ def test_documented_training_has_its_inputs_before_it_needs_them():
         for flag in inputs & settings.keys():
             assert any(settings[flag] == path or settings[flag].startswith(f"{path}/") for path in made), (name, flag)
         made.append(settings["--out"])
-    assert {"models/assets/demo", "runs/tiny-guidance"} <= set(made)
+    assert "models/assets/demo" in made
+    assert "--denoised" in settings  # the stage that the bundled quality model comes from

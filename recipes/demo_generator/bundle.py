@@ -1,4 +1,4 @@
-"""Put a trained demo generator together for shipping: half precision, the finer decoder, tidy config files.
+"""Put a trained demo generator together for shipping: half precision, another decoder if wanted, tidy config files.
 
 python recipes/demo_generator/bundle.py --pipeline runs/demo/pipeline --vae runs/vae-fine --out models/assets/demo
 """

@@ -1,6 +1,6 @@
 """Cache denoised predictions of degraded patches and of their clean twins, for guidance-grade training.
 
-    python recipes/demo_generator/denoised.py --corpus corpus.npz --pipeline runs/demo/pipeline --out denoised.pt
+    python recipes/demo_generator/denoised.py --data DIR --pipeline runs/demo/pipeline --out denoised.pt
 
 Clean patches are degraded, both twins are encoded, meet the same noise at a random level inside the guidance window and
 are denoised in one step. What comes out is what a reward sees while it guides.
@@ -9,13 +9,16 @@ are denoised in one step. What comes out is what a reward sees while it guides.
 from __future__ import annotations
 
 import argparse
+import math
 from pathlib import Path
 
 import numpy as np
 import torch
-from corpus import DEGRADATIONS
+from corpus import DEGRADATIONS, crop
 from diffusers import StableDiffusionPipeline
 from tqdm import tqdm
+
+from iqguide.training.data import clean_photographs, scored_photographs, split
 
 NOISE_LEVELS = (0.02, 0.8)
 
@@ -76,17 +79,33 @@ def build_cache(pipe: StableDiffusionPipeline, patches: torch.Tensor) -> dict[st
     return {key: torch.cat(values) for key, values in cache.items()}
 
 
+def training_patches(data: Path, count: int) -> torch.Tensor:
+    """Clean patches (count, 3, 128, 128) uint8 of the photographs of the corpus that no reward is measured on."""
+    good = [photograph for photograph in split(scored_photographs(data))[0] if photograph.mos > 55]
+    photographs, rng = split(clean_photographs(data))[0] + good, np.random.default_rng(0)
+    each = math.ceil(count / len(photographs))
+    patches = np.concatenate([crop(photograph, each, rng) for photograph in tqdm(photographs, desc="patches")])
+    return torch.from_numpy(rng.permutation(patches)[:count]).permute(0, 3, 1, 2)
+
+
+def corpus_patches(path: Path, count: int) -> torch.Tensor:
+    """The like from a corpus; held-out photographs are among them."""
+    corpus = np.load(path)
+    rows = np.random.default_rng(0).permutation(np.flatnonzero(corpus["kinds"] == 0))[:count]
+    return torch.from_numpy(corpus["images"][rows])
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Write the cache that the command line asks for."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--corpus", type=Path, required=True, help="what corpus.py wrote")
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--data", type=Path, help="folder with pristine/ and live-challenge/; held-out ones stay out")
+    source.add_argument("--corpus", type=Path, help="what corpus.py wrote, held-out photographs included")
     parser.add_argument("--pipeline", type=Path, required=True, help="a demo generator's pipeline folder")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--pairs", type=int, default=3000)
     args = parser.parse_args(arguments)
-    corpus = np.load(args.corpus)
-    clean_rows = np.random.default_rng(0).permutation(np.flatnonzero(corpus["kinds"] == 0))[: args.pairs]
-    patches = torch.from_numpy(corpus["images"][clean_rows])
+    patches = training_patches(args.data, args.pairs) if args.data else corpus_patches(args.corpus, args.pairs)
     pipe = StableDiffusionPipeline.from_pretrained(args.pipeline)
     torch.save(build_cache(pipe, patches), args.out)
 
