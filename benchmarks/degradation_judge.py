@@ -109,7 +109,9 @@ def loss_of(network: Network, images: Tensor, kinds: Tensor, strengths: Tensor) 
     return F.cross_entropy(logits, kinds) + 2 * regression
 
 
-def train(paths: list[Path], minutes: float, checkpoint: Path, batch: int = 64, side: int = 96) -> Network:
+def train(
+    paths: list[Path], minutes: float, checkpoint: Path, batch: int = 64, side: int = 96, save_every: float = 60
+) -> Network:
     """Train for so many minutes of processor time; an interrupted run goes on from its checkpoint."""
     torch.manual_seed(0)
     network = Network().to(memory_format=torch.channels_last)
@@ -120,7 +122,7 @@ def train(paths: list[Path], minutes: float, checkpoint: Path, batch: int = 64, 
         network.load_state_dict(state["network"])
         optimiser.load_state_dict(state["optimiser"])
         spent = state["seconds"]
-    examples = Examples(paths, 30, seed=int(spent))
+    examples = Examples(paths, 16, seed=int(spent))
     budget, last, saved, running = minutes * 60, time.process_time(), time.time(), 0.0
     progress = tqdm(total=100, desc="training", unit="%")
     while spent < budget:
@@ -137,7 +139,7 @@ def train(paths: list[Path], minutes: float, checkpoint: Path, batch: int = 64, 
         spent, last = spent + now - last, now
         progress.update(min(100, int(100 * spent / budget)) - progress.n)
         progress.set_postfix(loss=f"{running:.3f}")
-        if time.time() - saved > 60:
+        if time.time() - saved > save_every:
             state = {"network": network.state_dict(), "optimiser": optimiser.state_dict(), "seconds": spent}
             torch.save(state, checkpoint)
             saved = time.time()
@@ -146,7 +148,7 @@ def train(paths: list[Path], minutes: float, checkpoint: Path, batch: int = 64, 
 
 
 @torch.no_grad()
-def evaluate(judge: DegradationJudge, paths: list[Path], count: int = 2100) -> dict[str, object]:
+def evaluate(judge: DegradationJudge, paths: list[Path], count: int = 1200) -> dict[str, object]:
     """Accuracy of the kind, error of the strength, and how often a clean crop is put above its degraded twin."""
     examples = Examples(paths, 8, seed=1)
     rng, rows = np.random.default_rng(2), []

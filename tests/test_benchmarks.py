@@ -13,6 +13,7 @@ from scipy import stats
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))  # its scripts are no package
 
 import artefacts
+import degradation_judge
 import demo_costs
 import demo_pictures
 import demo_quality
@@ -91,10 +92,35 @@ def test_network_is_small_and_takes_any_size():
         assert logits.shape == strengths.shape == (2, 1 + len(KINDS))
 
 
-def test_network_learns(tmp_path):
-    photo = tmp_path / "photo.png"
+@pytest.fixture
+def photo(tmp_path):
     smooth = torch.nn.functional.interpolate(torch.rand(1, 3, 40, 40), (160, 160), mode="bicubic")[0].clamp(0, 1)
-    Image.fromarray((smooth.permute(1, 2, 0) * 255).byte().numpy()).save(photo)
+    Image.fromarray((smooth.permute(1, 2, 0) * 255).byte().numpy()).save(tmp_path / "photo.png")
+    return tmp_path / "photo.png"
+
+
+def test_interrupted_training_goes_on(photo, tmp_path, monkeypatch):
+    checkpoint, batches = tmp_path / "judge.pt", []
+    draw = Examples.batch
+
+    def interrupted(examples, *size):
+        batches.append(size)
+        if len(batches) == 4:
+            raise KeyboardInterrupt
+        return draw(examples, *size)
+
+    monkeypatch.setattr(Examples, "batch", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        degradation_judge.train([photo], 1, checkpoint, batch=8, side=32, save_every=0)
+    spent = torch.load(checkpoint, weights_only=True)["seconds"]
+    assert spent > 0
+    network = degradation_judge.train([photo], spent / 60 + 1e-6, checkpoint, batch=8, side=32)
+    assert len(batches) == 5  # one step was left of the time
+    assert not network.training
+    assert not checkpoint.exists()
+
+
+def test_network_learns(photo):
     images, kinds, strengths = Examples([photo], 8, seed=0).batch(24, 48)
     assert images.shape == (24, 3, 48, 48)
     assert (strengths[kinds == 0] == 0).all()
@@ -263,7 +289,8 @@ def test_harness_end_to_end_and_resumed(pipeline, tmp_path, capsys, monkeypatch)
     assert "guided, best of 2" in table
     for method in ("unguided", "guided", "best_of_2", "guided_best_of_2"):
         assert {p.name for p in (tmp_path / method).glob("*.png")} == {"0.png", "1.png", "2.png"}
-    assert Image.open(tmp_path / "contact_sheet.png").size == (3 * 128, 2 * 128 + 6)
+    with Image.open(tmp_path / "contact_sheet.png") as sheet:
+        assert sheet.size == (3 * 128, 2 * 128 + 6)
     rows = (tmp_path / "demo_quality.csv").read_text().splitlines()
     assert len(rows) == 1 + 5 * 3
     assert rows[0].startswith("seed,prompt,method,reward,natural statistics,degradations,hf_energy")
