@@ -1,5 +1,6 @@
 """What every test shares: no network, a fixed seed, the data folder, the devices, and the reasons for skipping."""
 
+import logging
 import os
 import socket
 from pathlib import Path
@@ -34,6 +35,15 @@ def seed():
     """Every test starts from the same global random state."""
     torch.manual_seed(0)
     return 0
+
+
+@pytest.fixture(autouse=True)
+def log_level():
+    """The command sets the level of the package's logger for its process; the next test finds it as it was."""
+    logger = logging.getLogger("iqguide")
+    level = logger.level
+    yield
+    logger.setLevel(level)
 
 
 @pytest.fixture(autouse=True)
