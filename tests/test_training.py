@@ -159,13 +159,13 @@ def test_correlation_is_pearsons():
 
 def test_restoration_of_a_score_whose_gradient_leads_home():
     clean, degraded = torch.rand(3, 3, 8, 8), torch.rand(3, 3, 8, 8)
-    misalignment, slope, energy = objectives.restoration(
+    misalignment, energy, gradient = objectives.restoration(
         lambda x: -(x - clean).square().flatten(1).sum(1) / 2, degraded, clean
     )
     way = (clean - degraded).flatten(1)
     torch.testing.assert_close(misalignment, torch.zeros(3), atol=1e-6, rtol=0)
-    torch.testing.assert_close(slope, way.square().sum(1))
     torch.testing.assert_close(energy, way.square().mean(1))
+    torch.testing.assert_close(gradient, clean - degraded)
 
 
 def test_restoration_measures_the_angle():
@@ -176,6 +176,27 @@ def test_restoration_measures_the_angle():
     for gradient, misalignment in ((ahead, 0), (aside, 1), (-ahead, 2), (ahead + aside, 1 - math.sqrt(0.5))):
         found, _, _ = objectives.restoration(lambda x, g=gradient: (x * g).flatten(1).sum(1), degraded, clean)
         assert found.item() == pytest.approx(misalignment, abs=1e-6)
+
+
+def test_a_climb_is_a_step_of_known_length():
+    images, gradient = (
+        torch.full((3, 3, 8, 8), 0.5),
+        torch.randn(3, 3, 8, 8) * torch.tensor([1e-6, 1, 1e4]).view(3, 1, 1, 1),
+    )
+    step = torch.tensor([0.0, 0.02, 0.05])
+    moved = objectives.climb(images, gradient, step) - images
+    torch.testing.assert_close(moved.square().mean((1, 2, 3)).sqrt(), step)
+    assert (moved * gradient >= 0).all()
+    assert objectives.climb(images, gradient, torch.full((3,), 9.0)).aminmax() == (0, 1)
+
+
+def test_only_gains_that_restore_are_earned():
+    clean, severity = torch.full((4, 3, 8, 8), 0.5), torch.full((4,), 2.0)
+    degraded = clean + 0.2
+    climbed = torch.stack([clean[0] + 0.1, clean[1] + 0.1, clean[2] + 0.3, clean[3]])  # half, half, away, all the way
+    gain = torch.tensor([1.0, 1.5, 0.25, 1.0])
+    found = objectives.overclaim(gain, degraded, climbed, clean, severity)
+    torch.testing.assert_close(found, torch.tensor([0.0, 0.5, 0.25, 0.0]), atol=1e-4, rtol=0)
 
 
 def test_restoration_can_be_trained():
@@ -307,7 +328,9 @@ def test_severity_orders_kinds_and_levels():
 
 
 def test_pairs_are_twins_pixel_by_pixel(crops):
-    degraded, clean = batches.pairs(crops, 12, 48, *draws())
+    degraded, clean, severity = batches.pairs(crops, 12, 48, *draws())
+    assert severity.shape == (12,)
+    assert ((severity > 0) & (severity <= batches.severity("jpeg", torch.tensor(4.0)))).all()
     assert degraded.shape == clean.shape == (12, 3, 48, 48)
     distance = (degraded - clean).abs().mean((1, 2, 3))
     others = (degraded - clean.roll(1, 0)).abs().mean((1, 2, 3))

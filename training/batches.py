@@ -23,8 +23,8 @@ LADDER_KINDS = tuple(distortions.LADDERS)
 # what can be undone in principle: the direction back is the same for everyone who looks
 RESTORABLE = tuple(kind for kind in LADDER_KINDS if kind not in ("color_shift", "jpeg2000"))
 # how often a kind is drawn, 4 for those not named; codecs, blur and noise are what web pictures suffer from
-WEIGHTS = {"jpeg2000": 2.0, "jpeg": 10.0, "gaussian_blur": 10.0, "white_noise": 8.0, "grain": 10.0, "enlarge": 6.0}
-EACH = 4  # crops per scored photograph
+WEIGHTS = {"jpeg2000": 8.0, "jpeg": 16.0, "gaussian_blur": 8.0, "white_noise": 7.0, "grain": 8.0, "pixelate": 6.0}
+EACH = 6  # crops per scored photograph
 
 
 def _draw(kinds: tuple[str, ...], rng: np.random.Generator) -> str:
@@ -108,19 +108,20 @@ def ladders(
 
 def pairs(
     crops: Crops, count: int, size: int, rng: np.random.Generator, generator: torch.Generator
-) -> tuple[Tensor, Tensor]:
-    """Degraded and clean twins (count, 3, size, size), each degraded in one restorable way; arguments as `ladders`."""
-    clean = crops.batch(count, rng)
-    degraded = torch.cat(
-        [
-            distortions.distort(
-                x[None], _draw(RESTORABLE, rng), torch.from_numpy(rng.uniform(0.5, 4, 1)).float(), generator
-            )
-            for x in clean
-        ]
-    )
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Degraded and clean twins, each degraded in one restorable way; arguments as `ladders`.
+
+    Returns:
+        degraded, clean: (count, 3, size, size).
+        severity: (count,).
+    """
+    clean, degraded, severities = crops.batch(count, rng), [], []
+    for x in clean:
+        kind, level = _draw(RESTORABLE, rng), torch.from_numpy(rng.uniform(0.5, 4, 1)).float()
+        degraded.append(distortions.distort(x[None], kind, level, generator))
+        severities.append(severity(kind, level))
     a, b = overlapping(clean, size, 1, rng)[0]
-    return degraded[..., a, b], clean[..., a, b]
+    return torch.cat(degraded)[..., a, b], clean[..., a, b], torch.cat(severities)
 
 
 def opinions(photographs: list[Photograph], teacher: Path | None, size: int, rng: np.random.Generator) -> Opinions:
@@ -138,7 +139,7 @@ def opinions(photographs: list[Photograph], teacher: Path | None, size: int, rng
     images, mos = [], []
     for photograph in tqdm(photographs, desc="scored crops"):
         picture = read(photograph.path)
-        images += [to_tensor(random_crop(picture, size, rng, most=1.8)) for _ in range(EACH)]
+        images += [to_tensor(random_crop(picture, size, rng, most=1.4)) for _ in range(EACH)]
         mos += [photograph.mos] * EACH
     stack, labels = torch.stack(images), np.array(mos)
     if teacher is not None:

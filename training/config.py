@@ -24,10 +24,10 @@ class FinetuneConfig:
     seed: Annotated[int, "of everything random"] = 0
     lr: Annotated[float, "highest learning rate; warms up, then falls along a cosine"] = 2e-3
     weight_decay: Annotated[float, "of AdamW"] = 0.02
-    ladders: Annotated[int, "photographs a step that are degraded step by step"] = 4
+    ladders: Annotated[int, "photographs a step that are degraded step by step"] = 6
     rungs: Annotated[int, "crops per ladder, the clean one included"] = 4
     crop: Annotated[int, "side of the ladder crops, px"] = 128
-    opinions: Annotated[int, "human-scored crops a step"] = 6
+    opinions: Annotated[int, "human-scored crops a step"] = 8
     opinion_crop: Annotated[int, "side of the human-scored crops, px"] = 224
     aligned: Annotated[int, "pictures a step whose gradient must point back to the clean picture"] = 4
     ranking_weight: Annotated[float, "of the ranking of each ladder"] = 1.0
@@ -35,6 +35,8 @@ class FinetuneConfig:
     opinion_weight: Annotated[float, "of the human scores"] = 1.0
     alignment_weight: Annotated[float, "of the direction of the gradient"] = 1.0
     penalty_weight: Annotated[float, "of the input-gradient penalty"] = 0.02
+    attack_weight: Annotated[float, "of what a climb up the gradient gains without restoring the picture"] = 1.0
+    attack_step: Annotated[float, "RMS of the longest climb, pictures in [0, 1]"] = 0.06
     denoised_weight: Annotated[float, "of the ranking of denoised predictions"] = 1.0
     checkpoint_every: Annotated[int, "steps between checkpoints"] = 500
 

@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from accelerate import Accelerator
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
@@ -84,6 +85,8 @@ def distil(args: argparse.Namespace) -> None:
     photographs = split(clean_photographs(args.data))[0] + split(scored_photographs(args.data))[0]
     crops, teacher = Crops(photographs, args.crop, 12, rng), Squeezenet(args.teacher)
     student = Student().to(memory_format=torch.channels_last)
+    if args.init:
+        student.tiny.load_state_dict(load_file(args.init), strict=False)  # files leave the batch counters out
     student.tiny.head.requires_grad_(False)  # judging is learnt later
     optimiser = torch.optim.AdamW(student.parameters(), args.lr, betas=(0.9, 0.99), weight_decay=0.02)
     student, optimiser = accelerator.prepare(student, optimiser)
@@ -114,6 +117,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--data", type=Path, required=True, help="folder with pristine/ and live-challenge/")
     parser.add_argument("--teacher", type=Path, required=True, help="SqueezeNet 1.0 state dict")
     parser.add_argument("--out", type=Path, required=True, help="folder for tiny.safetensors")
+    parser.add_argument("--init", type=Path, help="go on from this safetensors file instead of random weights")
     parser.add_argument("--steps", type=int, default=1200, help="optimiser steps (%(default)s)")
     parser.add_argument("--batch", type=int, default=24, help="crops a step (%(default)s)")
     parser.add_argument("--crop", type=int, default=128, help="side of the crops, px (%(default)s)")

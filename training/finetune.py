@@ -119,19 +119,28 @@ def losses(
         "severity": config.severity_weight * F.smooth_l1_loss(rungs, -severities),
         "opinion": config.opinion_weight * (F.smooth_l1_loss(scored, labels) + objectives.correlation(scored, labels)),
     }
-    degraded, clean = batches.pairs(material.crops, config.aligned, config.crop, rng, generator)
+    degraded, clean, severity = batches.pairs(material.crops, config.aligned, config.crop, rng, generator)
     if material.denoised is not None:
         picks = torch.from_numpy(rng.integers(0, len(material.denoised["severity"]), 2 * config.aligned))
         worse, better = (material.denoised[key][picks].float() / 255 for key in ("degraded", "clean"))
-        severity = torch.stack([torch.zeros(len(picks)), material.denoised["severity"][picks]]).T.to(device)
+        cost = material.denoised["severity"][picks]
         both = score(torch.cat([better, worse])).view(2, -1).T
-        found["denoised"] = config.denoised_weight * objectives.ladder_ranking(both, severity)
+        rows = torch.stack([torch.zeros(len(picks)), cost]).T.to(device)
+        found["denoised"] = config.denoised_weight * objectives.ladder_ranking(both, rows)
         half = config.aligned // 2
-        degraded, clean = torch.cat([degraded[:half], worse[:half]]), torch.cat([clean[:half], better[:half]])
+        degraded, clean, severity = (
+            torch.cat([a[:half], b[:half]]) for a, b in ((degraded, worse), (clean, better), (severity, cost))
+        )
+    degraded, clean, severity = degraded.to(device), clean.to(device), severity.to(device)
     # no autocast: this is the gradient that guidance will see
-    misalignment, _, energy = objectives.restoration(model, degraded.to(device), clean.to(device))
+    misalignment, energy, gradient = objectives.restoration(model, degraded, clean)
     found["alignment"] = config.alignment_weight * misalignment.mean()
     found["penalty"] = config.penalty_weight * (energy * degraded[0].numel()).mean()
+    steps = torch.rand(len(degraded), generator=generator).to(device) * config.attack_step
+    climbed = objectives.climb(degraded, gradient.detach(), steps)
+    after, before = score(torch.cat([climbed, degraded])).chunk(2)
+    claims = objectives.overclaim(after - before, degraded, climbed, clean, severity)
+    found["attack"] = config.attack_weight * claims.mean()
     return found
 
 

@@ -61,14 +61,39 @@ def restoration(raw: Callable[[Tensor], Tensor], degraded: Tensor, clean: Tensor
 
     Returns:
         misalignment: (N,), 1 - cosine of gradient and clean - degraded.
-        slope: (N,), the gradient's component along clean - degraded times its length: the linear forecast of the gain.
         energy: (N,), mean square of the gradient (the input-gradient penalty).
+        gradient: (N, 3, H, W).
 
         All three are differentiable in the parameters of `raw`.
     """
     degraded = degraded.detach().requires_grad_()
     (gradient,) = torch.autograd.grad(raw(degraded).sum(), degraded, create_graph=True)
     g, d = gradient.flatten(1), (clean - degraded.detach()).flatten(1)
-    slope = (g * d).sum(1)
-    cosine = slope / (g.norm(dim=1) * d.norm(dim=1) + 1e-8)
-    return 1 - cosine, slope, g.square().mean(1)
+    cosine = (g * d).sum(1) / (g.norm(dim=1) * d.norm(dim=1) + 1e-8)
+    return 1 - cosine, g.square().mean(1), gradient
+
+
+def climb(images: Tensor, gradient: Tensor, step: Tensor) -> Tensor:
+    """What an attacker makes of images (N, 3, H, W): one step of RMS `step` (N,) up the gradient, cut to [0, 1]."""
+    direction = gradient / (gradient.square().mean((1, 2, 3), keepdim=True).sqrt() + 1e-12)
+    return (images + step.view(-1, 1, 1, 1) * direction).clamp(0, 1)
+
+
+def overclaim(gain: Tensor, degraded: Tensor, climbed: Tensor, clean: Tensor, severity: Tensor) -> Tensor:
+    """How much more a score rises when its gradient is climbed than the pictures come nearer to the clean ones.
+
+    A degraded picture that was brought a share r of the way back may rise by r times what the degradation had cost.
+
+    Args:
+        gain: (N,), score after the climb minus score before it.
+        degraded: (N, 3, H, W) before the climb.
+        climbed: the same after it.
+        clean: the same before they were degraded.
+        severity: (N,), what each degradation costs, in units of the score.
+
+    Returns:
+        (N,), 0 where the gain is earned; differentiable in `gain`.
+    """
+    before, after = ((x - clean).square().mean((1, 2, 3)).sqrt() for x in (degraded, climbed))
+    earned = severity * (1 - after / (before + 1e-6)).clamp(min=0)
+    return F.relu(gain - earned)

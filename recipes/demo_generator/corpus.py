@@ -2,8 +2,8 @@
 
     python recipes/demo_generator/corpus.py --data DIR --out corpus.npz
 
-Every patch is a 128-pixel crop of a clean photograph at a random scale. Half of them stay clean; the others are
-blurred, noisy or blocky at a random strength, as pictures on the web are. The words describe brightness, colour,
+Every patch is a 128-pixel crop of a clean photograph at a random scale. Two in five stay clean; the others
+are blurred, noisy or blocky at a random strength, as pictures on the web are. The words describe brightness, colour,
 texture and tint of the patch before it was degraded, so they say nothing about its quality.
 
 The file holds `images` (N, 3, 128, 128) uint8, `kinds` (N,) as an index into KINDS, and `attributes` (N, 4).
@@ -25,11 +25,11 @@ from iqguide.training.data import Photograph, clean_photographs, read, scored_ph
 SIZE = 128
 KINDS = ("clean", "blur", "noise", "blocks")
 DEGRADATIONS = (  # one row a kind after the first: function, weakest and strongest parameter
-    (distortions.gaussian_blur, 1.2, 3.5),
-    (distortions.grain, 0.07, 0.18),
-    (distortions.jpeg, 12, 3),
+    (distortions.gaussian_blur, 1.6, 4.0),
+    (distortions.grain, 0.09, 0.2),
+    (distortions.jpeg, 10, 3),
 )
-CLEAN_SHARE = 0.5
+CLEAN_SHARE = 0.4
 WORDS = (("dark", "bright"), ("grey", "colourful"), ("smooth", "busy"), ("cool", "warm"))
 
 
@@ -63,7 +63,7 @@ def crop(photograph: Photograph, count: int, rng: np.random.Generator) -> list[n
 
 
 def degrade(images: torch.Tensor, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
-    """Degrade half of the images, each in one way; returns images and kind (N,) as an index into KINDS."""
+    """Degrade three images in five, each in one way; returns images and kind (N,) as an index into KINDS."""
     n = len(images)
     kind = torch.randint(1, len(KINDS), (n,), generator=generator)
     kind[torch.rand(n, generator=generator) < CLEAN_SHARE] = 0

@@ -92,11 +92,11 @@ def prompts(attributes: np.ndarray, thirds: np.ndarray, rng: np.random.Generator
 @torch.no_grad()
 def encode(images: np.ndarray, vae: AutoencoderTiny) -> Tensor:
     """Latents of the images and of their mirror images, (2, N, 8, 16, 16) half precision."""
-    latents = []
-    for chunk in tqdm(torch.from_numpy(images).split(128), desc="latents"):
-        x = chunk.float() / 127.5 - 1
+    latents, encoder = [], vae.encoder.to(memory_format=torch.channels_last)
+    for chunk in tqdm(torch.from_numpy(images).split(32), desc="latents"):
+        x = (chunk.float() / 127.5 - 1).contiguous(memory_format=torch.channels_last)
         with torch.autocast("cpu", torch.bfloat16):
-            latents.append(torch.stack([vae.encoder(x), vae.encoder(x.flip(-1))]).half())
+            latents.append(torch.stack([encoder(x), encoder(x.flip(-1))]).half())
     return torch.cat(latents, 1)
 
 
