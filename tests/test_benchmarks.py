@@ -17,6 +17,7 @@ import degradation_judge
 import demo_costs
 import demo_pictures
 import demo_quality
+import demo_samples
 import demo_statistics
 import niqe
 import tables
@@ -205,7 +206,7 @@ def test_writing_a_table_twice_changes_nothing_more(tmp_path):
 
 def test_the_page_has_every_marker():
     page = tables.README.read_text()
-    for name in ("demo-quality", "demo-costs", "tiny-quality", "judges"):
+    for name in ("demo-quality", "demo-costs", "demo-samples", "tiny-quality", "judges"):
         assert page.count(f"<!-- {name} -->") == page.count(f"<!-- /{name} -->") == 1
 
 
@@ -310,6 +311,44 @@ def test_harness_end_to_end_and_resumed(pipeline, tmp_path, capsys, monkeypatch)
     changed = [p for p, time in times.items() if p.exists() and p.stat().st_mtime_ns != time and p != lost]
     assert {p.parent.name for p in changed} == {"guided"}
     assert len(changed) == 6
+
+
+def test_attributes_are_what_the_words_name():
+    grey = torch.full((1, 3, 32, 32), 0.4)
+    orange = grey + torch.tensor([0.3, 0.0, -0.3]).view(3, 1, 1)
+    stripes = grey + 0.1 * torch.where(torch.arange(32) % 2 == 0, 1.0, -1.0)
+    values = demo_samples.attributes(torch.cat([grey, orange, stripes]))
+    np.testing.assert_allclose(values["brightness"], [0.4, 0.4 + 0.3 * (0.299 - 0.114), 0.4], atol=1e-6)
+    np.testing.assert_allclose(values["warmth"], [0, 0.6, 0], atol=1e-6)
+    luma = 0.3 * (0.299 - 0.114)
+    colour = (0.3 - luma + luma + 0.3 + luma) / 3
+    np.testing.assert_allclose(values["colourfulness"], [0, colour, 0], atol=1e-6)
+    np.testing.assert_allclose(values["busyness"], np.log([1e-3, 1e-3, 0.2 + 1e-3]), atol=1e-4)
+
+
+def test_a_word_that_works_is_seen_to_work():
+    prompts = np.array([""] * 50 + [word for _, *pair in demo_samples.PAIRS for word in pair for _ in range(50)])
+    rng, values = np.random.default_rng(0), {}
+    for name, low, high in demo_samples.PAIRS:
+        push = (prompts == high).astype(float) - (prompts == low)
+        values[name] = rng.standard_normal(len(prompts)) + 2 * push * (name != "warmth")
+    rows = {line.split("|")[1].strip(): line for line in demo_samples.words_table(values, prompts).splitlines()[2:]}
+    apart = {name: float(line.split("|")[6].split()[0]) for name, line in rows.items()}
+    assert all(3 < apart[name] < 5.5 for name in ("brightness", "colourfulness", "busyness"))
+    assert abs(apart["warmth"]) < 0.7
+
+
+def test_samples_are_those_of_the_harness(pipeline, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(demo_quality, "create_model", lambda *_, **__: create_model("tiny", weights="random"))
+    options = "--seeds 0:18 --best-of 1 --batch 9 --steps 2 --no-costs"
+    demo_quality.main(["--pipeline", str(pipeline), "--out", str(tmp_path), *options.split()])
+    capsys.readouterr()
+    monkeypatch.setattr(sys, "argv", ["demo_samples.py", "--out", str(tmp_path)])
+    demo_samples.main()
+    page = capsys.readouterr().out
+    assert page.startswith("18 pictures.")
+    shares = [int(line.split("|")[2].strip(" %")) for line in page.split("named by")[1].splitlines()[2:]]
+    assert sum(shares) == pytest.approx(100, abs=3)
 
 
 def test_best_of_n_takes_the_best_by_the_reward(pipeline, tmp_path, monkeypatch):
