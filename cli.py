@@ -222,7 +222,7 @@ def _models(options: argparse.Namespace) -> int:
     for spec in MODELS.values():
         here = "bundled" if spec.bundled else "cached"
         if not is_cached(spec):
-            here = "missing" if spec.bundled else "not downloaded"
+            here = "missing" if spec.bundled else "not downloaded" if spec.trained else "not trained"
         row = {"name": spec.name, "weights": here, "megabytes": spec.megabytes, "native_size": spec.native_size}
         rows.append({**row, "licence": spec.licence, "paper": spec.paper, "summary": spec.summary})
     if options.json:

@@ -6,12 +6,16 @@ from typing import TYPE_CHECKING, Any
 from .catalog import MODELS, ModelSpec, list_models
 
 _HOMES = {
+    "BPCLIP": ".bpclip",
+    "BPCLIPConfig": ".bpclip",
     "ClipConfig": ".clip",
     "ClipIQA": ".clipiqa",
+    "Description": ".describe",
     "QualiCLIP": ".qualiclip",
     "WeightsError": ".weights",
     "create_model": ".create",
     "is_cached": ".weights",
+    "save_bpclip": ".bpclip_files",
 }
 
 __all__ = [  # noqa: RUF022 - in the order in which a reader meets them
@@ -24,12 +28,19 @@ __all__ = [  # noqa: RUF022 - in the order in which a reader meets them
     "QualiCLIP",
     "ClipIQA",
     "ClipConfig",
+    "BPCLIP",
+    "BPCLIPConfig",
+    "save_bpclip",
+    "Description",
 ]
 
 if TYPE_CHECKING:
+    from .bpclip import BPCLIP, BPCLIPConfig
+    from .bpclip_files import save_bpclip
     from .clip import ClipConfig
     from .clipiqa import ClipIQA
     from .create import create_model
+    from .describe import Description
     from .qualiclip import QualiCLIP
     from .weights import WeightsError, is_cached
 

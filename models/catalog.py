@@ -20,7 +20,7 @@ class ModelSpec:
     filename: str
     """Name of the weights file in the cache, or in models/assets when `url` is None."""
     url: str | None = None
-    """Where the weights are downloaded from; None when they come with the package."""
+    """Where the weights are downloaded from; None when they come with the package, or when there are none."""
     sha256: str | None = None
     """Checksum of the file; None when its publisher gives none: then the first download is recorded and held to."""
     paper: str | None = None
@@ -33,11 +33,15 @@ class ModelSpec:
     """Range of the score; higher is better."""
     megabytes: int | None = None
     """Size of the file, in MB."""
+    full_reference: bool = False
+    """Whether the model compares pictures with a reference: `model(images, reference)`."""
+    trained: bool = True
+    """False where no trained weights exist: then `weights` is "random" or a file that one has trained."""
 
     @property
     def bundled(self) -> bool:
         """Whether the weights come with the package."""
-        return self.url is None
+        return self.trained and self.url is None
 
 
 MODELS: dict[str, ModelSpec] = {
@@ -72,6 +76,34 @@ MODELS: dict[str, ModelSpec] = {
             paper="https://arxiv.org/abs/2207.12396",
             native_size=512,
             megabytes=408,
+        ),
+        ModelSpec(
+            name="bpclip",
+            summary="ResNet-50 pyramid read from the bottom up and compared with 40 adjectives",
+            licence="of whoever trains them",
+            filename="bpclip.safetensors",
+            paper="https://arxiv.org/abs/2506.17969",
+            native_size=384,
+            trained=False,
+        ),
+        ModelSpec(
+            name="bpclip-fr",
+            summary="the same, comparing a picture with a reference",
+            licence="of whoever trains them",
+            filename="bpclip-fr.safetensors",
+            paper="https://arxiv.org/abs/2506.17969",
+            native_size=384,
+            full_reference=True,
+            trained=False,
+        ),
+        ModelSpec(
+            name="bpclip-mini",
+            summary="bpclip at a size that trains on a desktop: half-width ResNet-18, 5 million parameters",
+            licence="of whoever trains them",
+            filename="bpclip-mini.safetensors",
+            paper="https://arxiv.org/abs/2506.17969",
+            native_size=384,
+            trained=False,
         ),
     )
 }

@@ -6,6 +6,7 @@ import inspect
 import json
 import os
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,8 @@ def create_model(
     The model is called with images (N, 3, H, W), RGB in [0, 1], sides of at least 32 px, of any floating dtype, and
     returns scores (N,), higher is better. `margin(images)`, (N,), is the same without saturation, in units of its
     spread over clean photographs; guidance differentiates it. Neither resizes: large photographs are best resized to
-    the spec's `native_size` first. A picture has the same score alone and in a batch.
+    the spec's `native_size` first. A picture has the same score alone and in a batch. A full-reference model
+    ("bpclip-fr") takes images and a reference; `iqguide.FullReference(model, reference)` makes it a `Reward`.
 
     Works inside `torch.inference_mode()` too: the parameters are ordinary tensors, so gradients can be taken later.
 
@@ -40,11 +42,12 @@ def create_model(
         weights: "default" (bundled, or downloaded once into the cache), "random", or the path of a file.
         device: where to put the model; None for torch's default device.
         dtype: of the network: float32, bfloat16, float16 or float64. The head always runs in float32 or better.
-        options: of the model: `pairs`, `temperature` for "clipiqa"; `preset`, `temperature` for "qualiclip"; `seed` of
+        options: of the model: `pairs`, `temperature` for "clipiqa"; `preset`, `temperature` for "qualiclip";
+            `attention`, and for weights="random" `config`, `text`, `backbone` for "bpclip" and its kin; `seed` of
             weights="random".
 
     Returns:
-        An `nn.Module` that is a `Reward`.
+        An `nn.Module` that is a `Reward`, or becomes one by `FullReference`.
 
     Raises:
         ValueError: unknown name or dtype, or a bad value of an option.
@@ -75,6 +78,12 @@ def _builder(name: str) -> Callable[..., nn.Module]:
         from .qualiclip import build
     elif name == "clipiqa":
         from .clipiqa import build
+    elif name.startswith("bpclip"):
+        from . import bpclip
+        from .bpclip_files import build as build_bpclip
+
+        sizes = {"bpclip": bpclip.FULL, "bpclip-fr": bpclip.FULL_REFERENCE, "bpclip-mini": bpclip.MINI}
+        build = partial(build_bpclip, sizes[name])
     else:
         build = _build_tiny
     return build

@@ -48,7 +48,7 @@ def default_path(spec: ModelSpec) -> Path:
 
 def is_cached(spec: ModelSpec) -> bool:
     """Whether the default weights of a model are on this machine."""
-    return default_path(spec).is_file()
+    return spec.trained and default_path(spec).is_file()
 
 
 def find_weights(spec: ModelSpec, weights: str | os.PathLike[str] = "default") -> Path:
@@ -69,6 +69,8 @@ def find_weights(spec: ModelSpec, weights: str | os.PathLike[str] = "default") -
         if not path.is_file():
             raise WeightsError(f"there is no weights file {path}; give 'default', 'random' or a path. {_how_to(spec)}")
         return path
+    if not spec.trained:
+        raise WeightsError(f"there are no trained weights of {spec.name}: nobody has published any. {_how_to(spec)}")
     path = default_path(spec)
     if spec.bundled:
         if not path.is_file():
@@ -102,6 +104,8 @@ def source_url(spec: ModelSpec) -> str:
 
 
 def _how_to(spec: ModelSpec) -> str:
+    if not spec.trained:
+        return "Train it (docs/training.md says how) and give the path of the file; 'random' is for tests."
     if spec.bundled:
         return "Without one, weights='default' takes the file that comes with the package."
     return f"By hand: fetch {spec.url} (licence: {spec.licence}) and put it at {default_path(spec)}, or give its path."

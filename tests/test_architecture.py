@@ -18,7 +18,7 @@ TABLE = {
     "rerank": ({"images", "rewards"}, {"torch", "numpy", "PIL", "tqdm"}),
     "models": (
         set(),
-        {"torch", "numpy", "safetensors", "huggingface_hub", "open_clip", "timm", "transformers", "tqdm"},
+        {"torch", "numpy", "safetensors", "huggingface_hub", "open_clip", "timm", "transformers", "tqdm", "xformers"},
     ),
     "guidance": ({"images", "rewards", "rerank"}, {"torch", "numpy", "tqdm"}),
     "guidance.diffusers": ({"guidance"}, {"torch", "diffusers"}),

@@ -6,9 +6,10 @@ import sys
 
 import pytest
 
-from iqguide.models import MODELS, ModelSpec, list_models
+from iqguide.models import MODELS, ModelSpec, WeightsError, is_cached, list_models
 from iqguide.models.catalog import get_spec, nearest
 from iqguide.models.create import _builder
+from iqguide.models.weights import find_weights
 
 
 def test_each_entry_is_complete():
@@ -20,6 +21,8 @@ def test_each_entry_is_complete():
         assert spec.min_side >= 32
         if spec.bundled:
             assert spec.licence == "Apache-2.0"
+        elif not spec.trained:
+            assert spec.url is None
         else:
             assert spec.url.startswith("https://")
             assert spec.paper.startswith("https://")
@@ -28,6 +31,16 @@ def test_each_entry_is_complete():
 
 def test_weights_under_a_non_commercial_licence_say_so():
     assert "non-commercial" in MODELS["qualiclip"].licence
+
+
+def test_what_is_not_trained_is_neither_bundled_nor_cached():
+    untrained = [spec for spec in MODELS.values() if not spec.trained]
+    assert "bpclip" in [spec.name for spec in untrained]
+    for spec in untrained:
+        assert not spec.bundled
+        assert not is_cached(spec)
+        with pytest.raises(WeightsError, match=rf"no trained weights of {spec.name}.*docs/training\.md.*path"):
+            find_weights(spec)
 
 
 def test_two_models_never_share_a_file_by_accident():

@@ -50,7 +50,8 @@ def expected_in_wheel() -> set[str]:
     wanted = set()
     for path in source_files():
         in_package = path.suffix == ".py" and path.parts[0] not in NOT_PACKAGED
-        in_data = path.parts[:2] == ("models", "assets") or path.parts[0] == "workflows" or path.name == "py.typed"
+        in_data = path.parts[:2] == ("models", "assets") or path.parts[0] == "workflows"
+        in_data |= path.name in ("py.typed", "adjectives.csv")
         if in_package or in_data:
             wanted.add(f"iqguide/{path.as_posix()}")
     return wanted

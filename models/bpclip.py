@@ -1,0 +1,289 @@
+"""BPCLIP: a ResNet pyramid read from the bottom up and compared with 40 adjectives, with or without a reference.
+
+Source:
+    "BPCLIP: A Bottom-up Image Quality Assessment from Distortion to Semantics Based on CLIP" (2025), arXiv 2506.17969,
+    written from the paper; its authors published neither code nor weights. What the paper leaves open and we
+    completed: all adjectives but five, the names of the dimensions and the pairing (adjectives.py); bare words as
+    prompts; the text tower (any CLIP); width 512, 8 heads, hidden sizes (chosen to fit the size that the paper's
+    figure 5 shows); how the tokens become one vector (a weighted mean); no dropout; the score held to [0, 1];
+    and, with a reference, that no picture scores above the reference itself.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import timm
+import torch
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from .adjectives import Pairs, adjectives, read_pairs
+from .attention import check_backend
+from .bpclip_blocks import Attention, GatedLocalPooling, Level, PositionalEncoding
+from .checks import check_images, working_dtype
+from .describe import Description
+
+CHOICES = {
+    "batch_norm": ("frozen", "trained"),
+    "direction": ("bottom-up", "top-down"),
+    "anchors": ("adjectives", "none"),
+}
+
+
+@dataclass(frozen=True)
+class BPCLIPConfig:
+    """Sizes and choices of a BPCLIP; a trained file carries its own. The defaults are the full-size model."""
+
+    full_reference: bool = False
+    """Whether pictures are compared with a reference."""
+    backbone: str = "resnet50"
+    """A ResNet of timm."""
+    channels: tuple[int, int, int, int] | None = None
+    """Of its four stages, for a narrower one than its name says (which then has a stem of three 3x3 convolutions)."""
+    batch_norm: str = "frozen"
+    """"frozen" as in the paper, or "trained", for a backbone that starts from random weights."""
+    width: int = 512
+    """D, channels of the tokens."""
+    heads: int = 8
+    """Of the attention."""
+    mask_width: int = 64
+    """Channels inside the pooling's mask."""
+    positions: int = 12
+    """Side of the positional encoding's grid."""
+    text_dim: int = 512
+    """Size of the text's space: 512 for CLIP ViT-B/32, 1024 for RN50."""
+    head_width: int = 64
+    """Hidden size of the head."""
+    direction: str = "bottom-up"
+    """"bottom-up": each level asks the next deeper one, as in the paper; "top-down": the deeper one asks."""
+    weight_branch: bool = True
+    """Whether tokens are weighed by the self-attention branch (equation 5); False for the paper's ablation."""
+    anchors: str = "adjectives"
+    """"adjectives", or "none": the head reads the levels' vectors themselves, for the paper's ablation."""
+    pairs: Pairs = dataclasses.field(default_factory=read_pairs)
+    """(dimension, positive adjective, negative adjective) of each antonym pair."""
+    template: str = "{}"
+    """Prompt around an adjective; the paper's figure 1 shows the bare words."""
+    text_source: str = "random"
+    """Where the adjectives' features came from: "random" directions that mean nothing, or the file of a CLIP."""
+
+    def __post_init__(self) -> None:
+        for name, choices in CHOICES.items():
+            if getattr(self, name) not in choices:
+                raise ValueError(f"{name} is {getattr(self, name)!r}; expected one of {', '.join(choices)}.")
+        if self.width % self.heads:
+            raise ValueError(f"width {self.width} is no multiple of heads {self.heads}; choose one that is.")
+
+
+FULL = BPCLIPConfig()
+FULL_REFERENCE = BPCLIPConfig(full_reference=True)
+MINI = BPCLIPConfig(
+    backbone="resnet18", channels=(32, 64, 128, 256), batch_norm="trained", width=192, heads=4, mask_width=32
+)
+
+
+class BPCLIP(nn.Module):
+    """BPCLIP; without a reference a Reward, with one a model for `iqguide.FullReference`.
+
+    `model(images)` (with a reference: `model(images, reference)`) is the score in [0, 1]; `model.margin(...)` the same
+    order without bounds, in standard deviations over clean photographs once `calibrate_margin` has measured them;
+    `model.raw(...)` is equation 9 itself, what training works on; `model.similarities(...)` equation 8;
+    `model.describe(...)` puts it in words. All differentiable.
+
+    With a reference no picture scores above the reference itself: the score is the smaller of what the network says
+    of (image, reference) and of (reference, reference). The paper has no such bound; ours makes identical pictures
+    score highest whatever the training has left undone.
+
+    Args:
+        config: sizes.
+        text_features: (2 P, text_dim), one per adjective, positive and negative in turn, of any length.
+    """
+
+    def __init__(self, config: BPCLIPConfig, text_features: Tensor) -> None:
+        super().__init__()
+        self.config = config
+        self.backbone = make_backbone(config)
+        channels = self.backbone.feature_info.channels()
+        self.pools = nn.ModuleList(
+            GatedLocalPooling(count, config.width, config.mask_width, config.full_reference) for count in channels
+        )
+        self.positions = PositionalEncoding(config.width, config.positions)
+        self.levels = nn.ModuleList(
+            Level(config.width, config.heads, config.text_dim, config.weight_branch) for _ in channels[1:]
+        )
+        seen = len(text_features) if config.anchors == "adjectives" else config.text_dim
+        self.head = nn.Sequential(
+            nn.Linear(len(self.levels) * seen, config.head_width), nn.ReLU(), nn.Linear(config.head_width, 1)
+        )
+        nn.init.constant_(self.head[-1].bias, 0.5)  # the middle of the opinions, so that no score starts at a bound
+        self.register_buffer("text_features", F.normalize(text_features.float(), dim=-1))
+        self.register_buffer("margin_mean", torch.tensor(0.0))
+        self.register_buffer("margin_std", torch.tensor(1.0))
+        self.register_buffer("pixel_mean", torch.tensor(IMAGENET_DEFAULT_MEAN).view(3, 1, 1), persistent=False)
+        self.register_buffer("pixel_std", torch.tensor(IMAGENET_DEFAULT_STD).view(3, 1, 1), persistent=False)
+
+    def forward(self, images: Tensor, reference: Tensor | None = None) -> Tensor:
+        """Score.
+
+        Args:
+            images: (N, 3, H, W) RGB in [0, 1], any floating dtype, both sides at least 32 px; not resized.
+            reference: (N, 3, H, W) or (1, 3, H, W), the undistorted pictures; only for a full-reference model.
+
+        Returns:
+            (N,) in [0, 1], higher is better; float32 (float64 for a float64 model).
+
+        Raises:
+            TypeError: no floating-point tensor.
+            ValueError: wrong shape, too small, a reference of another size, one too many or none where one is needed.
+        """
+        return self._bounded(images, reference).clamp(0, 1)
+
+    def margin(self, images: Tensor, reference: Tensor | None = None) -> Tensor:
+        """Unbounded score (N,) in standard deviations over clean photographs; arguments as in `forward`."""
+        mean, std = (buffer.to(working_dtype(buffer.dtype)) for buffer in (self.margin_mean, self.margin_std))
+        return (self._bounded(images, reference) - mean) / std
+
+    def raw(self, images: Tensor, reference: Tensor | None = None) -> Tensor:
+        """The head's output p (N,), equation 9, which training fits to opinions in [0, 1]; arguments as `forward`."""
+        return self._head(self.vectors(self.maps(images), self._reference_maps(images, reference)))
+
+    def similarities(self, images: Tensor, reference: Tensor | None = None) -> Tensor:
+        """Cosine of each level with each adjective, (N, levels, 2 P), equation 8; arguments as in `forward`."""
+        return self._cosines(self.vectors(self.maps(images), self._reference_maps(images, reference)))
+
+    def describe(self, image: Tensor, reference: Tensor | None = None) -> Description:
+        """What the model sees in one picture, in words.
+
+        Args:
+            image: (1, 3, H, W) or (3, H, W), as in `forward`.
+            reference: of the same shape, for a full-reference model.
+
+        Returns:
+            The score; `dimensions`: for each dimension the mean over its pairs and the levels of half the difference
+            of the cosines with the positive and the negative adjective, in [-1, 1], above 0 where the positive words
+            fit better; `adjectives`: the mean cosine over the levels, in [-1, 1]. How a score per dimension is made
+            from the adjectives is ours.
+
+        Raises:
+            ValueError: as `forward`, more than one picture, or a model without adjectives.
+        """
+        if self.config.anchors == "none":
+            raise ValueError("this model has no adjectives (anchors='none'); it can only be asked for its score.")
+        given = [x if x is None or x.ndim == 4 else x[None] for x in (image, reference)]
+        if len(given[0]) != 1:
+            raise ValueError(f"got {len(given[0])} pictures; expected one: model.describe(images[0]).")
+        cosines = self.similarities(*given).mean(1)[0].tolist()
+        words = adjectives(self.config.pairs)
+        found: dict[str, list[float]] = {}
+        for (dimension, _, _), positive, negative in zip(self.config.pairs, cosines[::2], cosines[1::2], strict=True):
+            found.setdefault(dimension, []).append((positive - negative) / 2)
+        dimensions = {name: sum(values) / len(values) for name, values in found.items()}
+        parts = {"dimensions": dimensions, "adjectives": dict(zip(words, cosines, strict=True))}
+        return Description(self(*given).item(), parts)
+
+    def maps(self, images: Tensor) -> list[Tensor]:
+        """The five feature maps (N, C_i, h_i, w_i) of pictures as in `forward`, strides 2 to 32."""
+        check_images(images)
+        pixels = (images.to(working_dtype(images.dtype)) - self.pixel_mean) / self.pixel_std
+        return self.backbone(pixels.to(self.positions.grid.dtype))
+
+    def vectors(self, maps: list[Tensor], reference: list[Tensor] | None) -> Tensor:
+        """Feature maps, and those of the reference -> the levels' vectors x_i (N, levels, text_dim), equation 7."""
+        size = tuple(maps[-1].shape[2:])
+        reference = [None] * len(maps) if reference is None else reference
+        planes = [
+            self.positions(pool(own, other, size)) for pool, own, other in zip(self.pools, maps, reference, strict=True)
+        ]
+        tokens = [plane.flatten(2).transpose(1, 2) for plane in planes]
+        found = []
+        for level, shallow, deep in zip(self.levels, tokens[:-1], tokens[1:], strict=True):
+            found.append(level(shallow, deep) if self.config.direction == "bottom-up" else level(deep, shallow))
+        return torch.stack(found, 1)
+
+    @torch.no_grad()
+    def calibrate_margin(self, batches: Iterable[Tensor]) -> None:
+        """Measure mean and spread of the margin over clean photographs and keep them; for a model without reference.
+
+        Args:
+            batches: images as in `forward`, at the size at which the model will be used; two or more in all.
+
+        Raises:
+            ValueError: there are fewer than two pictures, or all have the same margin.
+        """
+        raw = torch.cat([self.raw(images) for images in batches])
+        if len(raw) < 2 or not raw.std() > 0:
+            raise ValueError(f"got {len(raw)} pictures without spread; expected two or more different photographs.")
+        self.margin_mean.copy_(raw.mean())
+        self.margin_std.copy_(raw.std())
+
+    def set_attention(self, backend: str) -> None:
+        """Choose the implementation of attention: "sdpa", "xformers" or "math" (see `attention.attend`)."""
+        check_backend(backend)
+        for module in self.modules():
+            if isinstance(module, Attention):
+                module.backend = backend
+
+    def _reference_maps(self, images: Tensor, reference: Tensor | None) -> list[Tensor] | None:
+        """The maps of the reference, one for each picture; None for a model that takes no reference."""
+        check_images(images)
+        if not self.config.full_reference:
+            if reference is not None:
+                raise ValueError("this model takes no reference; use 'bpclip-fr' to compare pictures with one.")
+            return None
+        if reference is None:
+            raise ValueError("this model compares pictures with a reference; expected model(images, reference).")
+        check_images(reference)
+        if images.shape[2:] != reference.shape[2:] or len(reference) not in (1, len(images)):
+            raise ValueError(
+                f"images have shape {tuple(images.shape)} and the reference {tuple(reference.shape)}; expected equal "
+                "sizes and one reference, or one per image: resize or crop one of them."
+            )
+        return [maps.expand(len(images), -1, -1, -1) for maps in self.maps(reference)]
+
+    def _bounded(self, images: Tensor, reference: Tensor | None) -> Tensor:
+        """`raw`; with a reference at most what the reference itself gets."""
+        others = self._reference_maps(images, reference)
+        found = self._head(self.vectors(self.maps(images), others))
+        return found if others is None else torch.minimum(found, self._head(self.vectors(others, others)))
+
+    def _cosines(self, vectors: Tensor) -> Tensor:
+        """(N, levels, text_dim) -> (N, levels, 2 P) in float32 or better."""
+        vectors = F.normalize(vectors.to(working_dtype(vectors.dtype)), dim=-1)
+        with torch.autocast(vectors.device.type, enabled=False):
+            return vectors @ self.text_features.to(vectors).T
+
+    def _head(self, vectors: Tensor) -> Tensor:
+        """Levels' vectors -> p (N,), in float32 or better."""
+        seen = self._cosines(vectors) if self.config.anchors == "adjectives" else vectors
+        x = seen.to(working_dtype(seen.dtype)).flatten(1)
+        first, last = self.head[0], self.head[2]
+        with torch.autocast(x.device.type, enabled=False):
+            x = F.relu(F.linear(x, first.weight.to(x), first.bias.to(x)))
+            return F.linear(x, last.weight.to(x), last.bias.to(x)).squeeze(1)
+
+
+def make_backbone(config: BPCLIPConfig) -> nn.Module:
+    """The ResNet of a config with random weights: pictures -> five maps, strides 2 to 32.
+
+    The last batch normalisation of each block starts at 1/2: at timm's 0 frozen blocks would be dead, at 1 the signal
+    grows from block to block.
+    """
+    narrow = {}
+    if config.channels is not None:
+        narrow = {"channels": config.channels, "stem_type": "deep", "stem_width": config.channels[0] // 2}
+    try:
+        network = timm.create_model(config.backbone, features_only=True, zero_init_last=False, **narrow)
+    except (RuntimeError, TypeError) as error:
+        raise ValueError(
+            f"backbone {config.backbone!r} is no ResNet of timm; expected one such as resnet50."
+        ) from error
+    norms = [name for name, module in network.named_modules() if isinstance(module, nn.BatchNorm2d)]
+    blocks = {name.rpartition(".")[0] for name in norms if name.startswith("layer") and "downsample" not in name}
+    for block in blocks:
+        last = max(name for name in norms if name.startswith(f"{block}.bn"))
+        nn.init.constant_(network.get_submodule(last).weight, 0.5)
+    return timm.layers.freeze_batch_norm_2d(network) if config.batch_norm == "frozen" else network
