@@ -115,6 +115,10 @@ def _add_score(commands: Any) -> None:
         "--json", action="store_true", help='print [{"path": ..., "score": ..., "error": null}, ...] and nothing else'
     )
     shape.add_argument("--csv", action="store_true", help="print the columns path,score,error and nothing else")
+    parser.add_argument(
+        "--explain", action="store_true", help="also print what each score is made of (in --json: parts); not for tiny"
+    )
+    parser.add_argument("--explain-to", metavar="DIR", help="draw what each score is made of as bars into DIR/NAME.png")
     _add_model_options(parser)
 
 
@@ -137,6 +141,7 @@ def _add_reading_options(parser: argparse.ArgumentParser) -> None:
         help="images with a longer short side are reduced to this one before scoring; 0 for never"
         " (default: the size that `iqguide models` shows for the model)",
     )
+    parser.add_argument("--reference", metavar="PATH", help="what a full-reference model compares the images with")
 
 
 def _add_sample(commands: Any) -> None:

@@ -23,7 +23,7 @@ from .cli_score import best_device
 from .guidance import RewardGuidance
 from .guidance.search import best_of_n
 from .images import atomic_write, save_image, to_pil
-from .models import create_model
+from .models import MODELS, create_model
 from .models.weights import is_offline
 from .rerank import Ranking, rank
 from .rewards import Reward
@@ -49,12 +49,23 @@ class Sample:
         return {name: getattr(self, name) for name in ("seed", "candidate_seed", "score", "time_s", "nfe")}
 
 
+def load_reward(options: argparse.Namespace, device: torch.device) -> nn.Module:
+    """The quality model to sample by.
+
+    Raises:
+        ValueError: it needs a reference, which sampling does not have.
+    """
+    if options.model in MODELS and MODELS[options.model].full_reference:
+        raise ValueError(f"{options.model} compares images with a reference, and samples have none; choose another.")
+    return create_model(options.model, weights=options.weights, device=device)
+
+
 def run_sample(options: argparse.Namespace) -> int:
     """Write DIR/SEED.png for each seed, and DIR/samples.json after each."""
     out = Path(options.out)
     out.mkdir(parents=True, exist_ok=True)
     device = best_device(options.device)
-    reward = create_model(options.model, weights=options.weights, device=device)
+    reward = load_reward(options, device)
     pipe = load_pipeline(options.pipeline, device, options.dtype)
     call = {
         "prompt": options.prompt,
@@ -222,7 +233,7 @@ def run_demo(options: argparse.Namespace) -> int:
     out = Path(options.out)
     out.mkdir(parents=True, exist_ok=True)
     device = best_device(options.device)
-    reward = create_model(options.model, weights=options.weights, device=device)
+    reward = load_reward(options, device)
     pipe = load_pipeline("demo", device)
     seeds = list(range(options.seeds))
     call = DEMO_CALL | {"prompt": options.prompt}

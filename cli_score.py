@@ -1,4 +1,4 @@
-"""`iqguide score` and `iqguide rank`: many files in, one score or one reason for each."""
+"""`iqguide score` and `iqguide rank`: many files in, one score or one reason for each, explained on request."""
 
 from __future__ import annotations
 
@@ -7,22 +7,24 @@ import csv
 import json
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from .charts import bars
 from .cli import FAILED, OK, one_line, progress, say
-from .images import IMAGE_SUFFIXES, ImageError, load_images, resize_short_side
+from .images import IMAGE_SUFFIXES, ImageError, load_images, resize_short_side, save_image
 from .models import MODELS, create_model
 from .rerank import best_first, equal_sized, score_batch
-from .rewards import Reward
+from .rewards import FullReference, Reward
 
 BATCH_SIZE = 8
 BATCH_PIXELS = 4 * 2**20
 """A batch holds no more pixels than this, unless one image does: it bounds the memory."""
+Explainer = Callable[[Tensor], dict[str, dict[str, float]]]
 
 
 @dataclass
@@ -32,11 +34,17 @@ class Row:
     path: str
     score: float | None = None
     error: str | None = None
+    parts: dict[str, dict[str, float]] | None = None
+    """What the score is made of, where that was asked for."""
 
 
 def run_score(options: argparse.Namespace) -> int:
     """Print a score for each file; 0 if any was scored."""
+    if options.csv and options.explain:
+        raise ValueError("a CSV has no columns for --explain; use --json, or the plain table.")
     rows = _score_all(options)
+    if options.explain_to:
+        _draw(rows, Path(options.explain_to))
     if options.json:
         _print_json(rows)
     elif options.csv:
@@ -88,10 +96,17 @@ def _is_shown(file: Path, folder: Path) -> bool:
 def _score_all(options: argparse.Namespace) -> list[Row]:
     rows = [Row(str(path)) for path in image_files(options.paths, options.recursive)]
     device = best_device(options.device)
-    reward = create_model(options.model, weights=options.weights, device=device)
+    model = create_model(options.model, weights=options.weights, device=device)
     limit = MODELS[options.model].native_size if options.size is None else options.size
+    reward, reference = model, []
+    if MODELS[options.model].full_reference:
+        reference = [_reference(options, limit).to(device)]
+        reward = FullReference(model, *reference)
+    elif options.reference:
+        raise ValueError(f"{options.model} takes no reference; leave --reference out, or use --model bpclip-fr.")
+    explain = _explainer(model, options, reference)
     with progress(len(rows), options.model) as bar:
-        for row in _scored(rows, reward, device, limit):
+        for row in _scored(rows, reward, device, limit, explain):
             if row.error is not None:
                 say(f"iqguide: {row.error if row.path in row.error else f'{row.path}: {row.error}'}")
             bar.update()
@@ -101,7 +116,25 @@ def _score_all(options: argparse.Namespace) -> list[Row]:
     return rows
 
 
-def _scored(rows: list[Row], reward: Reward, device: torch.device, limit: int | None) -> Iterator[Row]:
+def _reference(options: argparse.Namespace, limit: int | None) -> Tensor:
+    if not options.reference:
+        raise ValueError(f"{options.model} compares images with a reference; name it: --reference PATH.")
+    image = load_images(options.reference)
+    return resize_short_side(image, limit, enlarge=False) if limit else image
+
+
+def _explainer(model: nn.Module, options: argparse.Namespace, reference: list[Tensor]) -> Explainer | None:
+    """The function that says what the score of one image (1, 3, H, W) is made of; None if nobody asks."""
+    if not (getattr(options, "explain", False) or getattr(options, "explain_to", None)):
+        return None
+    if not hasattr(model, "describe"):
+        raise ValueError(f"{options.model} has nothing to explain its score with; use bpclip, qualiclip or clipiqa.")
+    return lambda image: model.describe(image, *reference).parts
+
+
+def _scored(
+    rows: list[Row], reward: Reward, device: torch.device, limit: int | None, explain: Explainer | None
+) -> Iterator[Row]:
     """Fill in the rows and yield each when it is done; reads no more than one batch ahead."""
     waiting: list[Row] = []
     bad: list[Row] = []
@@ -120,23 +153,24 @@ def _scored(rows: list[Row], reward: Reward, device: torch.device, limit: int | 
     for batch in equal_sized(readable(), BATCH_SIZE, BATCH_PIXELS):
         done = waiting[: len(batch)]
         del waiting[: len(batch)]
-        _fill(done, torch.cat(batch).to(device), reward)
+        _fill(done, torch.cat(batch).to(device), reward, explain)
         yield from done
         yield from bad
         bad.clear()
     yield from bad
 
 
-def _fill(rows: list[Row], images: Tensor, reward: Reward) -> None:
+def _fill(rows: list[Row], images: Tensor, reward: Reward, explain: Explainer | None) -> None:
     try:
         scores = score_batch(images, reward).tolist()
     except ValueError as error:  # one size, one reason: such as too small for this model
         for row in rows:
             row.error = one_line(error)
         return
-    for row, score in zip(rows, scores, strict=True):
+    for row, score, image in zip(rows, scores, images, strict=True):
         if score == score:
             row.score = score
+            row.parts = explain and explain(image[None])
         else:
             row.error = f"{row.path} has the score NaN; look at the weights of the model."
 
@@ -178,11 +212,29 @@ def _copy(files: list[Path], folder: Path) -> None:
             raise OSError(error.errno, f"cannot copy {file} to {target}: {error.strerror}.") from error
 
 
+def _draw(rows: list[Row], folder: Path) -> None:
+    """A picture with bars for each explained row, named after its file (with its place where two have one name)."""
+    folder.mkdir(parents=True, exist_ok=True)
+    stems = [Path(row.path).stem for row in rows]
+    for place, (row, stem) in enumerate(zip(rows, stems, strict=True), start=1):
+        if row.parts is not None:
+            name = stem if stems.count(stem) == 1 else f"{place}_{stem}"
+            save_image(bars(row.parts, f"{Path(row.path).name}   {row.score:.4f}"), folder / f"{name}.png")
+
+
 def _print_json(rows: list[Row]) -> None:
-    print(json.dumps([asdict(row) for row in rows], indent=1))
+    found = [asdict(row) for row in rows]
+    for row in found:
+        if row["parts"] is None:
+            del row["parts"]
+    print(json.dumps(found, indent=1))
 
 
 def _print_table(rows: list[Row]) -> None:
     for row in rows:
         if row.error is None:
             print(f"{row.score:.4f}  {row.path}")
+            for group, values in (row.parts or {}).items():
+                print(f"  {group}")
+                for name, value in values.items():
+                    print(f"    {value:7.3f}  {name}")

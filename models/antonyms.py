@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from .checks import check_images, working_dtype
 from .clip import MEAN, STD
+from .describe import Description
 from .weights import WeightsError
 
 CALIBRATION = ("margin_mean", "margin_std")
@@ -28,6 +29,7 @@ class AntonymScore(nn.Module):
 
     The tower runs in its own dtype; everything after it in float32 (float64 for float64), and the buffers here stay in
     float32 when the model is cast to a half precision, where alpha and the prompts' features would lose digits.
+    `pairs`, which a sub-class sets, names the columns of `scores`.
 
     Args:
         visual: the picture tower.
@@ -38,6 +40,9 @@ class AntonymScore(nn.Module):
     Raises:
         ValueError: the temperature is not positive.
     """
+
+    pairs: tuple[tuple[str, str], ...]
+    """The P pairs (positive, negative)."""
 
     def __init__(self, visual: ModifiedResNet, prompts_features: Tensor, alpha: float, temperature: float) -> None:
         super().__init__()
@@ -82,6 +87,25 @@ class AntonymScore(nn.Module):
         # Not a matrix product: autocast would run that in half precision.
         cosines = (features[:, None] * opposites).sum(-1)
         return self.alpha.to(features.dtype) / self.temperature * cosines
+
+    def describe(self, image: Tensor) -> Description:
+        """What the model sees in one picture, pair by pair.
+
+        Args:
+            image: (1, 3, H, W) or (3, H, W), as in `forward`.
+
+        Returns:
+            The score, and `pairs`: the probability of the positive prompt, [0, 1], under both prompts of each pair.
+
+        Raises:
+            ValueError: as `forward`, or more than one picture.
+        """
+        image = image if image.ndim == 4 else image[None]
+        if len(image) != 1:
+            raise ValueError(f"got {len(image)} pictures; expected one: model.describe(images[0]).")
+        names = [f"{positive} / {negative}" for positive, negative in self.pairs]
+        values = self.scores(image)[0].tolist()
+        return Description(sum(values) / len(values), {"pairs": dict(zip(names, values, strict=True))})
 
     def margin(self, images: Tensor) -> Tensor:
         """What guidance differentiates: the mean logit over the pairs, in units of its spread over clean photographs.

@@ -14,6 +14,7 @@ PACKAGES = ("models", "guidance", "nodes", "training")
 # A layer is a module of the root, a sub-package, or one file of a sub-package that has rules of its own.
 TABLE = {
     "images": (set(), {"torch", "numpy", "PIL"}),
+    "charts": (set(), {"PIL"}),
     "rewards": ({"images"}, {"torch"}),
     "rerank": ({"images", "rewards"}, {"torch", "numpy", "PIL", "tqdm"}),
     "models": (
@@ -32,7 +33,7 @@ TABLE = {
         {"torch", "numpy", "PIL", "scipy", "safetensors", "accelerate", "tqdm"},
     ),
     "cli": (
-        {"images", "rewards", "rerank", "models", "guidance", "guidance.diffusers", ""},
+        {"images", "charts", "rewards", "rerank", "models", "guidance", "guidance.diffusers", "training", ""},
         {"torch", "numpy", "PIL", "diffusers", "tqdm", "accelerate", "transformers", "open_clip", "safetensors"},
     ),
     "": ({"images", "rewards", "rerank", "models", "guidance", "nodes"}, set()),
