@@ -30,7 +30,7 @@ TABLE = {
     ),
     "training": (
         {"images", "models"},
-        {"torch", "numpy", "PIL", "scipy", "safetensors", "accelerate", "tqdm"},
+        {"torch", "numpy", "PIL", "scipy", "safetensors", "accelerate", "openpyxl", "tqdm"},
     ),
     "cli": (
         {"images", "charts", "rewards", "rerank", "models", "guidance", "guidance.diffusers", "training", ""},

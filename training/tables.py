@@ -1,0 +1,124 @@
+"""Reading the tables that data sets come with: CSV, Excel and MATLAB files, and finding the pictures they name."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+
+def existing(root: Path, *names: str) -> Path:
+    """The first of these files or folders below a root that exists.
+
+    Raises:
+        FileNotFoundError: there is none of them.
+    """
+    for name in names:
+        if (root / name).exists():
+            return root / name
+    raise FileNotFoundError(f"{root} has no {' or '.join(names)}; expected the data set as it was released.")
+
+
+def read_csv(path: Path, columns: Sequence[str], delimiter: str = ",") -> list[dict[str, str]]:
+    """The rows of a CSV file with a header.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it lacks one of the columns, or has no rows.
+    """
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        reader = csv.DictReader(file, delimiter=delimiter)
+        rows = list(reader)
+    _check_columns(path, columns, reader.fieldnames or ())
+    if not rows:
+        raise ValueError(f"{path} has a header and no rows; expected one row per picture.")
+    return rows
+
+
+def read_xlsx(path: Path, columns: Sequence[str], sheet: str | None = None) -> list[dict[str, Any]]:
+    """The rows below the first row of a sheet that holds all the columns' names; empty rows are left out.
+
+    Args:
+        path: an .xlsx file.
+        columns: names that the header must have.
+        sheet: its name; the first one by default.
+
+    Raises:
+        ImportError: openpyxl is not installed.
+        ValueError: the file is damaged, or there is no such sheet or header.
+    """
+    try:
+        import openpyxl
+    except ImportError as error:
+        raise ImportError(f"{path} is an Excel file, which needs openpyxl: pip install iqguide[train].") from error
+    try:
+        book = openpyxl.load_workbook(path, read_only=True, data_only=True)
+    except OSError:
+        raise
+    except Exception as error:  # damaged files make openpyxl raise almost any type
+        raise ValueError(f"{path} cannot be read as an Excel file ({error}); get it again.") from error
+    try:
+        if sheet is not None and sheet not in book.sheetnames:
+            raise ValueError(f"{path} has no sheet {sheet!r}; expected it among {', '.join(book.sheetnames)}.")
+        lines = list(book[sheet or book.sheetnames[0]].iter_rows(values_only=True))
+    finally:
+        book.close()
+    header = next((i for i, line in enumerate(lines) if set(columns) <= set(line)), None)
+    if header is None:
+        _check_columns(path, columns, [str(cell) for cell in (lines or [()])[0]])
+    found = [dict(zip(lines[header], line, strict=False)) for line in lines[header + 1 :]]
+    return [row for row in found if row[columns[0]] is not None]
+
+
+def read_mat(path: Path, name: str) -> np.ndarray:
+    """One variable of a MATLAB file, flat; texts in cells become str.
+
+    Raises:
+        ValueError: the file is damaged, or has no such variable.
+    """
+    from scipy.io import loadmat
+
+    try:
+        variables = loadmat(path)
+    except OSError:
+        raise
+    except Exception as error:  # damaged files make scipy raise almost any type
+        raise ValueError(f"{path} cannot be read as a MATLAB file ({error}); get it again.") from error
+    if name not in variables:
+        raise ValueError(f"{path} has no variable {name!r}; expected the file as it was released.")
+    flat = variables[name].ravel()
+    return np.array([str(np.ravel(cell)[0]) for cell in flat]) if flat.dtype == object else flat
+
+
+def number(value: object, where: object) -> float:
+    """A cell as a number.
+
+    Raises:
+        ValueError: it is none; `where` says whose it is. NaN is a number here.
+    """
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        raise ValueError(f"the score of {where} is {value!r}; expected a number.") from None
+
+
+class Finder:
+    """Finds files of a folder whatever the case of their names, which differs between copies of a data set."""
+
+    def __init__(self, folder: Path, files: Iterable[Path] | None = None) -> None:
+        self.folder = folder
+        files = folder.iterdir() if files is None else files
+        self.files = {file.name.lower(): file for file in files}
+
+    def __call__(self, name: str) -> Path:
+        """The file of that name; where there is none, the path where it should be."""
+        return self.files.get(name.lower(), self.folder / name)
+
+
+def _check_columns(path: Path, wanted: Sequence[str], found: Sequence[str]) -> None:
+    missing = [name for name in wanted if name not in found]
+    if missing:
+        raise ValueError(f"{path} has no column {missing[0]!r}; expected {', '.join(wanted)}, got {', '.join(found)}.")
