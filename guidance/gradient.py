@@ -23,6 +23,7 @@ def reward_gradient(
     *,
     views: Sequence[View] = (View(),),
     modules: list[nn.Module] | None = None,
+    chunk: int | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Gradient of a reward with respect to the denoised latent, averaged over views of it.
 
@@ -36,6 +37,7 @@ def reward_gradient(
         denoised: (N, ...) latent, any floating dtype and device.
         views: what to average over; by default the latent as it is.
         modules: networks inside reward and decoder, if the caller has looked them up before (`modules_of`).
+        chunk: samples worked on at once; None for all. Bounds the memory, changes no result.
 
     Returns:
         scores: (N,) float32, detached; mean over the views.
@@ -53,9 +55,15 @@ def reward_gradient(
     margin = getattr(reward, "margin", reward)
     with torch.inference_mode(False), torch.enable_grad():
         with frozen(modules_of(reward, decoder) if modules is None else modules):
-            latent = denoised.detach().clone().float().requires_grad_(True)
-            results = [_view_gradient(margin, decoder, latent, view) for view in views]
+            parts = denoised.detach().clone().float().split(chunk or len(denoised))
+            results = [_mean_gradient(margin, decoder, part, views) for part in parts]
     scores, gradients = zip(*results, strict=True)
+    return torch.cat(scores), torch.cat(gradients)
+
+
+def _mean_gradient(margin: Reward, decoder: Decoder, latent: Tensor, views: Sequence[View]) -> tuple[Tensor, Tensor]:
+    latent = latent.detach().requires_grad_(True)
+    scores, gradients = zip(*(_view_gradient(margin, decoder, latent, view) for view in views), strict=True)
     return sum(scores) / len(views), sum(gradients) / len(views)
 
 

@@ -63,6 +63,9 @@ class RewardGuidance:
     crop: int | None = None
     """Side, in latent cells, of the random square a view decodes (saves time and memory); None for everything."""
 
+    chunk: int | None = None
+    """Samples decoded and differentiated at once; None for all (less memory, slower, the same result)."""
+
     clip: float = 3.0
     """Largest size of an element of the direction, whose root mean square is 1."""
 
@@ -93,8 +96,8 @@ class RewardGuidance:
             )
         if not math.isfinite(self.scale):
             raise ValueError(f"scale is {self.scale}; expected a finite number, or 0 to switch guidance off.")
-        for name in ("every", "samples"):
-            if getattr(self, name) < 1:
+        for name in ("every", "samples", "chunk"):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; expected 1 or more.")
         for name in ("clip", "target_width"):
             if not getattr(self, name) > 0:
@@ -212,7 +215,7 @@ class GuidanceRun:
             generator=self._generator,
         )
         self._scores, gradient = reward_gradient(
-            settings.reward, self.decoder, denoised, views=views, modules=self._modules
+            settings.reward, self.decoder, denoised, views=views, modules=self._modules, chunk=settings.chunk
         )
         self._finite = gradient.flatten(1).isfinite().all(1)
         unit = unit_rms(torch.where(_per_sample(self._finite, gradient), gradient, 0.0))

@@ -70,6 +70,18 @@ def test_samples_do_not_mix():
         torch.testing.assert_close(alone_score, scores[n : n + 1])
 
 
+@pytest.mark.parametrize("chunk", [1, 2, 3, 9])
+def test_chunks_change_the_memory_and_nothing_else(chunk):
+    sizes = []
+    reward, decoder = Score(), network(4, 8, 3)
+    latent = torch.randn(3, 4, 9, 9)
+    views = draw_views(latent, samples=2, noise=0.1, crop=6, shift=1, generator=torch.Generator().manual_seed(0))
+    whole = reward_gradient(reward, decoder, latent, views=views)
+    parts = reward_gradient(reward, lambda z: sizes.append(len(z)) or decoder(z), latent, views=views, chunk=chunk)
+    torch.testing.assert_close(parts, whole)
+    assert max(sizes) == min(chunk, 3)
+
+
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
 def test_it_works_where_gradients_are_off(mode):
     reward, decoder, latent = Score(), network(4, 8, 3), torch.randn(1, 4, 9, 9)
