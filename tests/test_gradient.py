@@ -74,8 +74,8 @@ def test_samples_do_not_mix():
 def test_chunks_change_the_memory_and_nothing_else(chunk):
     sizes = []
     reward, decoder = Score(), network(4, 8, 3)
-    latent = torch.randn(3, 4, 9, 9)
-    views = draw_views(latent, samples=2, noise=0.1, crop=6, shift=1, generator=torch.Generator().manual_seed(0))
+    latent = torch.randn(3, 4, 14, 14)
+    views = draw_views(latent, samples=2, noise=0.1, crop=12, shift=1, generator=torch.Generator().manual_seed(0))
     whole = reward_gradient(reward, decoder, latent, views=views)
     parts = reward_gradient(reward, lambda z: sizes.append(len(z)) or decoder(z), latent, views=views, chunk=chunk)
     torch.testing.assert_close(parts, whole)
