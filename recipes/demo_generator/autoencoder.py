@@ -108,7 +108,7 @@ def adversarial_loss(judge: Discriminator, decoded: Tensor, images: Tensor) -> T
             real_features = judge(images)[1]
         matching = sum((a.float() - b.float()).abs().mean() for a, b in zip(fake_features, real_features, strict=True))
     judge.requires_grad_(True)
-    return 0.2 * matching - 0.1 * fake.float().mean()
+    return 0.05 * matching - 0.02 * fake.float().mean()
 
 
 def judge_step(judge: Discriminator, optimiser: torch.optim.Optimizer, decoded: Tensor, images: Tensor) -> float:
@@ -155,8 +155,8 @@ def train(vae: AutoencoderTiny, corpus: Tensor, args: argparse.Namespace) -> Non
         latents, decoded = reconstruct(vae, images)
         error, energy = decoded - images, energy_loss(decoded, images)
         loss = error.abs().mean() + F.avg_pool2d(error, 4).abs().mean() + 0.3 * energy + 0.02 * channel_balance(latents)
-        if adversarial:  # detail that cannot be coded has to be invented, which costs L1
-            loss = loss - 0.5 * error.abs().mean() + adversarial_loss(judge, decoded, images)
+        if adversarial:
+            loss = loss + adversarial_loss(judge, decoded, images)
         optimiser.zero_grad(set_to_none=True)
         loss.backward()
         nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
