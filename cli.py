@@ -1,4 +1,4 @@
-"""The command `iqguide`: score, rank, sample, demo, models, env. Nothing heavy is imported before one of them runs."""
+"""The command `iqguide`: score, rank, sample, evaluate, demo, models, env. Nothing heavy is imported before."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action=_Version, nargs=0, help="show the version and exit")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
-    for add in (_add_demo, _add_score, _add_rank, _add_sample, _add_models, _add_env):
+    for add in (_add_demo, _add_score, _add_rank, _add_sample, _add_evaluate, _add_models, _add_env):
         add(commands)
     return parser
 
@@ -187,6 +187,45 @@ def _add_sample(commands: Any) -> None:
     _add_model_options(parser)
 
 
+def _add_evaluate(commands: Any) -> None:
+    parser = _add(commands, "evaluate", _evaluate, "measure how well a model agrees with people on a data set")
+    parser.epilog = (
+        "Data sets: live-challenge, koniq-10k, spaq, flive, kadid-10k, tid2013, csiq, live, agiqa-3k, agiqa-1k, each as"
+        " it was released, and csv: a table with the columns image,mos[,std][,reference][,split]. Under `accelerate"
+        " launch -m iqguide.cli evaluate ...` the images are split over the processes."
+    )
+    parser.add_argument("--dataset", required=True, metavar="NAME", help="which data set; see below")
+    parser.add_argument("--root", required=True, metavar="DIR", help="its folder; for csv the table")
+    parser.add_argument(
+        "--split",
+        choices=["all", "test", "ten"],
+        default="all",
+        help="all images, the official test part, or the test parts of ten seeded splits by reference",
+    )
+    parser.add_argument(
+        "--scale",
+        type=float,
+        nargs=2,
+        metavar=("WORST", "BEST"),
+        help="published scores of the worst and the best quality (default: the data set's; for csv the table's ends)",
+    )
+    parser.add_argument(
+        "--size",
+        type=counting,
+        metavar="PIXELS",
+        help="images with a longer short side are reduced to this one; 0 for never (default: the model's size)",
+    )
+    parser.add_argument(
+        "--bootstrap", type=counting, default=1000, metavar="DRAWS", help="for the intervals; 0 for none"
+    )
+    parser.add_argument("--csv", metavar="FILE", help="write score, mos and opinion of each image")
+    parser.add_argument("--plot", metavar="FILE", help="draw scores against opinions, with the fitted curve")
+    parser.add_argument(
+        "--json", action="store_true", help='print {"srcc", "plcc", "plcc_fitted", ...} and nothing else'
+    )
+    _add_model_options(parser)
+
+
 def _add_models(commands: Any) -> None:
     parser = _add(commands, "models", _models, "list the quality models: weights here or not, licence, paper")
     parser.add_argument("--json", action="store_true", help="print them as a list of objects and nothing else")
@@ -218,6 +257,12 @@ def _sample(options: argparse.Namespace) -> int:
     from .cli_sample import run_sample
 
     return run_sample(options)
+
+
+def _evaluate(options: argparse.Namespace) -> int:
+    from .cli_evaluate import run_evaluate
+
+    return run_evaluate(options)
 
 
 def _models(options: argparse.Namespace) -> int:

@@ -17,7 +17,7 @@ from PIL import Image
 from iqguide import cli, cli_sample, cli_score, create_model, load_images
 from iqguide.images import resize_short_side, save_image, to_tensor
 
-COMMANDS = ("demo", "score", "rank", "sample", "models", "env")
+COMMANDS = ("demo", "score", "rank", "sample", "evaluate", "models", "env")
 RANDOM = ["--weights", "random", "--device", "cpu"]
 
 

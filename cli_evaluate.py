@@ -1,0 +1,91 @@
+"""`iqguide evaluate`: how well a model agrees with the people who scored a data set."""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import io
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .charts import scatter
+from .cli import OK
+from .cli_score import best_device
+from .images import atomic_write, save_image
+from .models import MODELS, create_model
+from .models.catalog import get_spec
+from .training.correlation import fit_logistic, logistic
+from .training.datasets import Sample, load_dataset
+from .training.evaluate import chosen, distributed_device, score_samples, summarise
+
+NAMES = {
+    "srcc": "SRCC",
+    "plcc": "PLCC",
+    "plcc_fitted": "PLCC after the four-parameter logistic",
+    "krcc": "KRCC",
+}
+
+
+def run_evaluate(options: argparse.Namespace) -> int:
+    """Print the figures, and write the files that were asked for."""
+    get_spec(options.model)  # a mistyped name, before the data set is read
+    own, talks = distributed_device()
+    device = own or best_device(options.device)
+    samples = load_dataset(options.dataset, Path(options.root), tuple(options.scale) if options.scale else None)
+    samples = [samples[index] for index in chosen(samples, options.split)]
+    spec = MODELS[options.model]
+    model = create_model(options.model, weights=options.weights, device=device)
+    limit = spec.native_size if options.size is None else options.size
+    scores = score_samples(model, samples, limit, device, spec.full_reference)
+    if not talks:
+        return OK
+    if options.csv:
+        _write_csv(samples, scores, Path(options.csv))
+    found = summarise(samples, scores, options.split, options.bootstrap)
+    if options.plot:
+        _plot(samples, scores, f"{options.model} on {options.dataset}   SRCC {found['srcc']:.3f}", Path(options.plot))
+    settings = {name: getattr(options, name) for name in ("model", "weights", "dataset", "split")}
+    if options.json:
+        print(json.dumps({**found, **settings, "short_side": limit or None}, indent=1))
+    else:
+        _print(found, settings, limit)
+    return OK
+
+
+def _print(found: dict[str, Any], settings: dict[str, str], limit: int | None) -> None:
+    size = f"short side at most {limit} px" if limit else "at the size of the files"
+    print(f"{settings['model']} on {settings['dataset']}: {found['n']} images, {size}")
+    for name, text in NAMES.items():
+        spread = ""
+        if "intervals" in found:
+            spread = "  [{:.3f}, {:.3f}]".format(*found["intervals"][name])
+        elif "std" in found:
+            spread = f"  +- {found['std'][name]:.3f}"
+        print(f"{found[name]:.3f}{spread}  {text}")
+    if "intervals" in found:
+        print("In brackets: 95 % bootstrap intervals.")
+    elif "std" in found:
+        print("Mean and standard deviation over the test parts of ten seeded splits, a fifth of the references each.")
+
+
+def _write_csv(samples: Sequence[Sample], scores: np.ndarray, path: Path) -> None:
+    """image, score, mos, opinion, and reference and part where there are any."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(("image", "score", "mos", "opinion", "reference", "part"))
+    for sample, score in zip(samples, scores, strict=True):
+        writer.writerow((sample.image, float(score), sample.mos, sample.opinion, sample.reference, sample.part))
+    atomic_write(path, text.getvalue().encode())
+
+
+def _plot(samples: Sequence[Sample], scores: np.ndarray, title: str, path: Path) -> None:
+    """Scores against opinions, with the fitted logistic."""
+    opinions = np.array([sample.opinion for sample in samples])
+    line = np.linspace(scores.min(), scores.max(), 200)
+    curve = np.clip(logistic(line, *fit_logistic(scores, opinions)), opinions.min(), opinions.max())
+    picture = scatter(scores.tolist(), opinions.tolist(), ("score", "opinion"), title, (line.tolist(), curve.tolist()))
+    save_image(picture, path)

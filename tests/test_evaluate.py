@@ -1,0 +1,248 @@
+"""Agreement with people: the figures against closed forms and scipy, the command, one process and two."""
+
+import csv
+import json
+import math
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from scipy import stats
+from test_bpclip import make_fr
+from torch.nn import functional as F
+
+from iqguide import cli, create_model, load_images
+from iqguide.images import resize_short_side, save_image
+from iqguide.models import save_bpclip
+from iqguide.training.correlation import correlations, fit_logistic, intervals, logistic
+from iqguide.training.datasets import load_dataset, seeded_splits
+
+RANDOM = ["--weights", "random", "--device", "cpu"]
+
+
+@pytest.fixture
+def run(capsys):
+    """Run the command in this process -> (exit status, stdout, stderr)."""
+
+    def run(*arguments):
+        capsys.readouterr()
+        status = cli.main([str(argument) for argument in arguments])
+        captured = capsys.readouterr()
+        return status, captured.out, captured.err
+
+    return run
+
+
+@pytest.fixture
+def table(tmp_path):
+    """Thirty pictures of different sharpness and size in six groups with references, and made-up scores."""
+    rng = np.random.default_rng(0)
+    rows = [["image", "mos", "reference", "split"]]
+    for group in range(6):
+        height = 40 + 4 * group
+        sharp = torch.rand(1, 3, height, 56)
+        save_image(sharp, tmp_path / f"r{group}.png")
+        for level in range(5):
+            blurred = F.avg_pool2d(sharp, 2 * level + 1, 1, level, count_include_pad=False)
+            save_image(blurred, tmp_path / f"d{group}_{level}.png")
+            mos = 90 - 15 * level + rng.normal() * 10
+            rows.append([f"d{group}_{level}.png", mos, f"r{group}.png", "test" if group == 5 else "train"])
+    path = tmp_path / "mos.csv"
+    with path.open("w", newline="") as file:
+        csv.writer(file).writerows(rows)
+    return path
+
+
+# --- figures ---
+
+
+def test_logistic_is_recovered():
+    x = np.linspace(-3, 5, 60)
+    truth = (0.9, 0.1, 1.2, 0.7)
+    y = 0.1 + 0.8 / (1 + np.exp(-(x - 1.2) / 0.7))
+    np.testing.assert_allclose(fit_logistic(x, y), truth, rtol=1e-4)
+    np.testing.assert_allclose(logistic(x, *truth), y, rtol=1e-12)
+    found = correlations(x, y)
+    assert found["plcc_fitted"] == pytest.approx(1, abs=1e-9)
+    assert found["srcc"] == found["krcc"] == pytest.approx(1)
+    assert found["plcc"] < 0.99
+
+
+@pytest.mark.parametrize("scale", [1e-4, 1.0, 1e4])
+def test_the_unit_of_the_scores_does_not_matter(scale):
+    rng = np.random.default_rng(1)
+    x = rng.normal(size=80)
+    y = np.tanh(x) + 0.3 * rng.normal(size=80)
+    plain, scaled = correlations(x, y), correlations(scale * x + 7, y)
+    assert scaled == pytest.approx(plain, abs=1e-5)
+    assert plain["plcc_fitted"] >= plain["plcc"] - 1e-3
+
+
+def test_figures_are_their_definitions():
+    rng = np.random.default_rng(2)
+    x, y = rng.normal(size=40), rng.integers(0, 6, 40).astype(float)  # opinions with ties
+    found = correlations(x, y)
+    pairs = [(np.sign(x[i] - x[j]), np.sign(y[i] - y[j])) for i in range(40) for j in range(i)]
+    untied = [sum(1 for pair in pairs if pair[k] != 0) for k in (0, 1)]
+    assert found["krcc"] == pytest.approx(sum(a * b for a, b in pairs) / math.sqrt(untied[0] * untied[1]))
+    ranks = stats.rankdata(x), stats.rankdata(y)
+    assert found["srcc"] == pytest.approx(np.corrcoef(*ranks)[0, 1])
+    assert found["plcc"] == pytest.approx(np.corrcoef(x, y)[0, 1])
+    assert found["n"] == 40
+
+
+def test_scores_that_run_the_wrong_way_keep_their_sign():
+    x = np.linspace(0, 1, 30)
+    found = correlations(x, 1 - x**2)
+    assert found["srcc"] == found["krcc"] == pytest.approx(-1)
+    assert found["plcc"] < -0.9
+    assert found["plcc_fitted"] > 0.99  # the curve turns them round; that is why SRCC is looked at first
+
+
+def test_interval_is_that_of_fisher():
+    """Of a bivariate normal sample, where atanh(r) has the standard deviation 1 / sqrt(n - 3)."""
+    rng = np.random.default_rng(3)
+    x = rng.normal(size=400)
+    y = 0.6 * x + 0.8 * rng.normal(size=400)
+    r = stats.pearsonr(x, y)[0]
+    expected = np.tanh(np.arctanh(r) + np.array([-1.96, 1.96]) / math.sqrt(397))
+    found = intervals(x, y, [str(i) for i in range(400)], draws=400)
+    np.testing.assert_allclose(found["plcc"], expected, atol=0.02)
+    for name in ("srcc", "krcc", "plcc_fitted"):
+        low, high = found[name]
+        assert low < correlations(x, y)[name] < high
+
+
+def test_pictures_of_one_group_are_drawn_together():
+    """Forty copies of ten pictures know no more than ten pictures: the interval of the copies is as wide."""
+    rng = np.random.default_rng(4)
+    x, y = rng.normal(size=(2, 10))
+    copies = np.repeat(x, 40), np.repeat(y, 40)
+    grouped = intervals(*copies, np.repeat([str(i) for i in range(10)], 40), draws=200)["srcc"]
+    alone = intervals(*copies, [str(i) for i in range(400)], draws=200)["srcc"]
+    assert np.ptp(grouped) > 3 * np.ptp(alone)
+
+
+def test_what_has_no_correlation():
+    x = np.arange(6.0)
+    for scores, opinions, message in (
+        (np.ones(6), x, "all 6 scores are 1; a correlation needs different ones"),
+        (x, np.ones(6), "all 6 opinions are 1"),
+        (np.array([1, 2, np.nan, 4, 5, 6]), x, "the scores hold NaN"),
+        (x[:4], x[:4], "got 4 pictures; a fit of four parameters needs five or more"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            correlations(scores, opinions)
+
+
+# --- the command ---
+
+
+def test_json_is_the_contract_and_agrees_with_scipy(run, table, tmp_path):
+    options = ("--dataset", "csv", "--root", table, "--bootstrap", 50, "--json", *RANDOM)
+    status, out, _ = run("evaluate", *options, "--csv", tmp_path / "scores.csv")
+    found = json.loads(out)
+    assert status == 0
+    assert list(found)[:5] == ["srcc", "plcc", "plcc_fitted", "krcc", "n"]
+    assert (found["n"], found["model"], found["dataset"], found["split"]) == (30, "tiny", "csv", "all")
+    rows = list(csv.DictReader((tmp_path / "scores.csv").read_text().splitlines()))
+    scores, mos = ([float(row[name]) for row in rows] for name in ("score", "mos"))
+    model = create_model("tiny", weights="random")
+    assert scores == pytest.approx([model(load_images(row["image"])).item() for row in rows], abs=1e-6)
+    assert found["srcc"] == pytest.approx(stats.spearmanr(scores, mos)[0])
+    assert found["plcc"] == pytest.approx(stats.pearsonr(scores, mos)[0])
+    assert found["krcc"] == pytest.approx(stats.kendalltau(scores, mos)[0])
+    assert {name: low <= found[name] <= high for name, (low, high) in found["intervals"].items()} == {
+        "srcc": True,
+        "plcc": True,
+        "plcc_fitted": True,
+        "krcc": True,
+    }
+
+
+def test_large_images_are_reduced_first(run, table, tmp_path):
+    run("evaluate", "--dataset", "csv", "--root", table, "--size", 36, "--csv", tmp_path / "scores.csv", *RANDOM)
+    row = next(csv.DictReader((tmp_path / "scores.csv").read_text().splitlines()))
+    model = create_model("tiny", weights="random")
+    image = resize_short_side(load_images(row["image"]), 36)
+    assert float(row["score"]) == pytest.approx(model(image).item(), abs=1e-6)
+
+
+def test_table_for_people_and_plot(run, table, tmp_path):
+    status, out, _ = run("evaluate", "--dataset", "csv", "--root", table, "--plot", tmp_path / "plot.png", *RANDOM)
+    assert status == 0
+    lines = out.splitlines()
+    assert lines[0] == "tiny on csv: 30 images, short side at most 512 px"
+    assert [line.split("  ")[-1] for line in lines[1:5]] == [
+        *("SRCC", "PLCC", "PLCC after the four-parameter logistic", "KRCC")
+    ]
+    assert "95 % bootstrap intervals" in lines[5]
+    with Image.open(tmp_path / "plot.png") as picture:
+        assert picture.size == (600, 600)
+
+
+def test_ten_splits_and_test_part(run, table, tmp_path):
+    options = ("--dataset", "csv", "--root", table, "--json", *RANDOM)
+    found = json.loads(run("evaluate", *options, "--split", "ten", "--csv", tmp_path / "scores.csv")[1])
+    rows = list(csv.DictReader((tmp_path / "scores.csv").read_text().splitlines()))
+    scores, mos = (np.array([float(row[name]) for row in rows]) for name in ("score", "mos"))
+    parts = [test for _, test in seeded_splits(load_dataset("csv", table))]
+    expected = [stats.spearmanr(scores[part], mos[part])[0] for part in parts]
+    assert [split["srcc"] for split in found["splits"]] == pytest.approx(expected)
+    assert found["srcc"] == pytest.approx(np.mean(expected))
+    assert found["std"]["srcc"] == pytest.approx(np.std(expected, ddof=1))
+    assert {split["n"] for split in found["splits"]} == {5}  # one reference of six
+    found = json.loads(run("evaluate", *options, "--split", "test", "--bootstrap", 0)[1])
+    assert found["n"] == 5
+    assert "intervals" not in found
+
+
+def test_full_reference(run, table, tmp_path):
+    weights = tmp_path / "fr.safetensors"
+    save_bpclip(make_fr(), weights)
+    options = ("--model", "bpclip-fr", "--weights", weights, "--device", "cpu", "--bootstrap", 0, "--json")
+    status, _, err = run("evaluate", "--dataset", "csv", "--root", table, *options, "--csv", tmp_path / "scores.csv")
+    assert status == 0, err
+    rows = list(csv.DictReader((tmp_path / "scores.csv").read_text().splitlines()))
+    model = create_model("bpclip-fr", weights=weights)
+    for row in rows[:3]:
+        expected = model(load_images(row["image"]), load_images(row["reference"])).item()
+        assert float(row["score"]) == pytest.approx(expected, abs=1e-6)
+    lines = table.read_text().splitlines()
+    table.write_text("\n".join(line.replace("r0.png", "") for line in lines))
+    status, _, err = run("evaluate", "--dataset", "csv", "--root", table, *options)
+    assert (status, "d0_0.png has no reference, which this model needs" in err) == (2, True)
+
+
+def test_errors_come_before_the_work(run, table, tmp_path):
+    for options, message in (
+        (("--dataset", "koniq", "--root", tmp_path), "unknown data set 'koniq'"),
+        (("--dataset", "spaq", "--root", tmp_path), "has no TestImage; expected the data set as it was released"),
+        (("--dataset", "csv", "--root", table, "--model", "tinny"), "Did you mean 'tiny'?"),
+        (("--dataset", "csv", "--root", table, "--scale", 0, 10), "outside the scale"),
+        (("--dataset", "csv", "--root", table, "--model", "bpclip"), "no trained weights of bpclip"),
+    ):
+        weights = () if "bpclip" in options else RANDOM
+        status, out, err = run("evaluate", *options, *weights)
+        assert (status, out) == (2, "")
+        assert message in err
+        assert len(err.splitlines()) == 1
+
+
+@pytest.mark.slow
+def test_two_processes_give_what_one_gives(table, tmp_path):
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2"]
+    command += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
+    command += ["-m", "iqguide.cli", "evaluate", "--dataset", "csv", "--root", str(table), "--json", *RANDOM]
+    found = []
+    for start in (command, [sys.executable, *command[command.index("-m", 3) :]]):
+        done = subprocess.run(start, capture_output=True, text=True, timeout=300, cwd=tmp_path, env=dict(os.environ))
+        assert done.returncode == 0, done.stderr
+        found.append(json.loads(done.stdout))
+    assert found[0]["n"] == found[1]["n"] == 30
+    for name in ("srcc", "plcc", "plcc_fitted", "krcc"):
+        assert found[0][name] == pytest.approx(found[1][name], abs=1e-9)

@@ -1,0 +1,122 @@
+"""How well scores agree with people: correlations, the logistic fit before PLCC, and bootstrap intervals."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from scipy import stats
+from scipy.optimize import least_squares
+
+INTERVAL = (2.5, 97.5)  # per cent
+
+
+def logistic(x: np.ndarray, best: float, worst: float, centre: float, width: float) -> np.ndarray:
+    """The four-parameter logistic of VQEG: worst + (best - worst) / (1 + exp(-(x - centre) / |width|)).
+
+    Source:
+        VQEG, "Final report from the Video Quality Experts Group on the validation of objective models of video quality
+        assessment, phase II" (2003).
+    """
+    # clipped where the exponential would overflow: there the curve has reached its end long ago
+    return worst + (best - worst) / (1 + np.exp(-np.clip((x - centre) / abs(width), -50, 50)))
+
+
+def fit_logistic(scores: np.ndarray, opinions: np.ndarray) -> np.ndarray:
+    """The four parameters of `logistic` that bring the scores nearest to the opinions (least squares).
+
+    Starts from the opinions' extremes and the scores' mean, in both directions; the scores are standardised inside, so
+    their unit does not matter.
+
+    Args:
+        scores: (N,), not all equal.
+        opinions: (N,).
+
+    Returns:
+        (4,): best, worst, centre, width.
+
+    Raises:
+        ValueError: fewer than five pictures.
+    """
+    if len(scores) < 5:
+        raise ValueError(f"got {len(scores)} pictures; a fit of four parameters needs five or more.")
+    mean, spread = scores.mean(), scores.std()
+    x = (scores - mean) / spread
+    ends = (opinions.max(), opinions.min())
+    fits = [  # from both directions, since a wrong one can end in a flat curve
+        least_squares(lambda four: logistic(x, *four) - opinions, (*order, 0.0, 0.5), max_nfev=2000)
+        for order in (ends, ends[::-1])
+    ]
+    fit = min(fits, key=lambda fit: fit.cost)
+    best, worst, centre, width = fit.x
+    return np.array([best, worst, mean + spread * centre, spread * abs(width)])
+
+
+def correlations(scores: np.ndarray, opinions: np.ndarray) -> dict[str, float]:
+    """SRCC, PLCC as the scores are and after the logistic, KRCC (tau-b).
+
+    Args:
+        scores: (N,).
+        opinions: (N,), higher is better.
+
+    Returns:
+        `srcc`, `plcc`, `plcc_fitted`, `krcc`, and `n`.
+
+    Raises:
+        ValueError: fewer than five pictures, or one of the two does not vary.
+    """
+    _check(scores, opinions)
+    fitted = logistic(scores, *fit_logistic(scores, opinions))
+    return {
+        "srcc": float(stats.spearmanr(scores, opinions)[0]),
+        "plcc": float(stats.pearsonr(scores, opinions)[0]),
+        # a curve that is flat over the scores explains nothing
+        "plcc_fitted": float(stats.pearsonr(fitted, opinions)[0]) if np.ptp(fitted) > 1e-9 else 0.0,
+        "krcc": float(stats.kendalltau(scores, opinions)[0]),
+        "n": len(scores),
+    }
+
+
+def intervals(
+    scores: np.ndarray, opinions: np.ndarray, groups: Sequence[str], draws: int = 1000, seed: int = 0
+) -> dict[str, tuple[float, float]]:
+    """95 % bootstrap intervals (percentiles) of the correlations.
+
+    Whole groups are drawn with replacement, since the pictures of one reference are not independent. The logistic is
+    fitted once, to all pictures.
+
+    Args:
+        scores: (N,).
+        opinions: (N,).
+        groups: name of each picture's group; all different for pictures on their own.
+        draws: number of resamplings.
+        seed: of the resampling.
+
+    Returns:
+        For each of `srcc`, `plcc`, `plcc_fitted`, `krcc` the ends of the interval.
+    """
+    fitted = logistic(scores, *fit_logistic(scores, opinions))
+    names, group = np.unique(np.asarray(groups), return_inverse=True)
+    members = [np.flatnonzero(group == number) for number in range(len(names))]
+    rng, found = np.random.default_rng(seed), []
+    while len(found) < draws:
+        picks = np.concatenate([members[number] for number in rng.integers(0, len(names), len(names))])
+        s, o, f = scores[picks], opinions[picks], fitted[picks]
+        if np.ptp(s) == 0 or np.ptp(o) == 0 or np.ptp(f) == 0:  # one picture drawn over and over has no correlation
+            continue
+        ranks = (stats.rankdata(s), stats.rankdata(o))  # without scipy's tests of significance, which cost most
+        linear = [np.corrcoef(*pair)[0, 1] for pair in (ranks, (s, o), (f, o))]
+        found.append([*linear, stats.kendalltau(s, o)[0]])
+    ends = np.percentile(found, INTERVAL, axis=0).T
+    return {
+        name: (float(low), float(high))
+        for name, (low, high) in zip(("srcc", "plcc", "plcc_fitted", "krcc"), ends, strict=True)
+    }
+
+
+def _check(scores: np.ndarray, opinions: np.ndarray) -> None:
+    for name, values in (("scores", scores), ("opinions", opinions)):
+        if not np.isfinite(values).all():
+            raise ValueError(f"the {name} hold NaN or infinite numbers; expected finite ones.")
+        if np.ptp(values) == 0:
+            raise ValueError(f"all {len(values)} {name} are {values[0]:g}; a correlation needs different ones.")

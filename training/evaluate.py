@@ -1,0 +1,109 @@
+"""Scoring a data set, on one process or on several under accelerate, and summing up how well the scores agree."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import PartialState
+from accelerate.utils import gather_object
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from ..images import load_images, resize_short_side
+from .correlation import correlations, intervals
+from .datasets import Sample, official_split, seeded_splits
+
+PROTOCOLS = ("all", "test", "ten")
+
+
+def distributed_device() -> tuple[torch.device | None, bool]:
+    """The device of this process where accelerate runs several, else None; and whether this one does the talking."""
+    state = PartialState()
+    return (state.device if state.num_processes > 1 else None), state.is_main_process
+
+
+@torch.no_grad()
+def score_samples(
+    model: nn.Module, samples: Sequence[Sample], short_side: int | None, device: torch.device, full_reference: bool
+) -> np.ndarray:
+    """The model's score of each sample, in order; every process gets all of them.
+
+    Args:
+        model: images, and references where it takes them -> (N,); on the device.
+        samples: what to score.
+        short_side: larger pictures are reduced to this short side in px first; None or 0 for never.
+        device: of the model.
+        full_reference: whether the model compares with the samples' references.
+
+    Returns:
+        (N,) float64.
+
+    Raises:
+        ValueError: a sample lacks the reference, a file cannot be read, or the model says NaN.
+    """
+    bare = [sample.image.name for sample in samples if sample.reference is None]
+    if full_reference and bare:
+        raise ValueError(f"{bare[0]} has no reference, which this model needs; choose another data set or model.")
+    state = PartialState()
+    mine = range(state.process_index, len(samples), state.num_processes)
+    found = []
+    for index in tqdm(mine, desc="scoring", unit="image", disable=not state.is_main_process, delay=1):
+        sample = samples[index]
+        given = [_read(sample.image, short_side, device)]
+        if full_reference:
+            given.append(_read(sample.reference, short_side, device))
+        score = model(*given).item()
+        if score != score:
+            raise ValueError(f"{sample.image} has the score NaN; look at the weights of the model.")
+        found.append((index, score))
+    everything = gather_object(found)
+    return np.array([score for _, score in sorted(everything)])
+
+
+def _read(path: Any, short_side: int | None, device: torch.device) -> Tensor:
+    image = load_images(path)
+    return (resize_short_side(image, short_side, enlarge=False) if short_side else image).to(device)
+
+
+def chosen(samples: Sequence[Sample], protocol: str) -> list[int]:
+    """Indices of the samples that a protocol looks at: the official test part for "test", all of them otherwise.
+
+    Raises:
+        ValueError: there is no official test part.
+    """
+    return official_split(samples)[1].tolist() if protocol == "test" else list(range(len(samples)))
+
+
+def summarise(samples: Sequence[Sample], scores: np.ndarray, protocol: str, draws: int = 1000) -> dict[str, Any]:
+    """How well scores agree with people.
+
+    Args:
+        samples: what was scored.
+        scores: (N,).
+        protocol: "all" or "test": correlations over the samples given, with bootstrap intervals; "ten": mean over the
+            test parts of ten seeded splits by group (a fifth of the groups each), with their standard deviation.
+        draws: of the bootstrap; 0 for no intervals.
+
+    Returns:
+        `srcc`, `plcc` (scores as they are), `plcc_fitted` (after the four-parameter logistic, fitted to the same
+        pictures), `krcc`, `n`; and `intervals` by name, or `std` by name and `splits`.
+
+    Raises:
+        ValueError: too few pictures, or scores that do not vary.
+    """
+    opinions = np.array([sample.opinion for sample in samples])
+    if protocol != "ten":
+        found: dict[str, Any] = correlations(scores, opinions)
+        if draws:
+            groups = [sample.group or str(sample.image) for sample in samples]
+            found["intervals"] = intervals(scores, opinions, groups, draws)
+        return found
+    splits = [correlations(scores[test], opinions[test]) for _, test in seeded_splits(samples)]
+    names = ("srcc", "plcc", "plcc_fitted", "krcc")
+    found = {name: float(np.mean([split[name] for split in splits])) for name in names}
+    found["n"] = len(samples)
+    found["std"] = {name: float(np.std([split[name] for split in splits], ddof=1)) for name in names}
+    return found | {"splits": splits}
