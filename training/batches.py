@@ -24,7 +24,7 @@ LADDER_KINDS = tuple(distortions.LADDERS)
 RESTORABLE = tuple(kind for kind in LADDER_KINDS if kind not in ("color_shift", "jpeg2000"))
 # how often a kind is drawn, 4 for those not named; codecs, blur and noise are what web pictures suffer from
 WEIGHTS = {"jpeg2000": 8.0, "jpeg": 16.0, "gaussian_blur": 8.0, "white_noise": 7.0, "grain": 8.0, "pixelate": 6.0}
-EACH = 6  # crops per scored photograph
+EACH = 3  # crops per scored photograph
 
 
 def _draw(kinds: tuple[str, ...], rng: np.random.Generator) -> str:

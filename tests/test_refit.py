@@ -1,0 +1,80 @@
+"""Fitting the head of `tiny` alone."""
+
+import argparse
+import json
+
+import numpy as np
+import pytest
+import torch
+from accelerate.state import AcceleratorState
+from made_photographs import training_folder
+from safetensors.torch import load_file
+from scipy.stats import spearmanr
+
+from iqguide.models.tiny import Tiny
+from iqguide.training import batches, finetune, refit
+
+SMALL = "--steps 60 --batch 16 --crop 48 --each 1 --large-crop 64 --large 2".split()
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """Folder of a refitted model, and the file that it started from."""
+    folder = tmp_path_factory.mktemp("refit")
+    data = training_folder(folder / "data")
+    torch.manual_seed(0)
+    before = folder / "before.safetensors"
+    finetune.save(Tiny(), before)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ACCELERATE_USE_CPU", "true")
+        AcceleratorState._reset_state(reset_partial_state=True)
+        refit.main(["--data", str(data), "--init", str(before), "--out", str(folder / "out"), *SMALL])
+    AcceleratorState._reset_state(reset_partial_state=True)
+    return folder / "out", before
+
+
+def test_only_the_head_changes(run):
+    out, before = run
+    old, new = load_file(before), load_file(out / "tiny.safetensors")
+    changed = {name for name in old if not torch.equal(old[name], new[name])}
+    assert all(name.startswith(("head.", "pooled_", "margin_", "score_")) for name in changed)
+    assert {"head.0.weight", "pooled_mean", "margin_mean"} <= changed
+
+
+def test_the_run_is_recorded(run):
+    record = json.loads((run[0] / "run.json").read_text())
+    assert record["settings"]["steps"] == 60
+    assert set(record["held_out"]) == {"srcc", "plcc", "ladders", "worst_ladder"}
+
+
+def test_a_fitted_head_says_what_the_statistics_say():
+    """Statistics of a few causes, at scales a thousand times apart; severity is one cause, opinions are another."""
+    torch.manual_seed(0)
+    mixing = torch.randn(6, 608) * torch.logspace(-1, 2, 608)
+    severities, labels = torch.rand(200, 7).sort(1)[0] * 4, torch.randn(300)
+    causes, others = torch.randn(200, 7, 6), torch.randn(300, 6)
+    causes[..., 0], causes[..., 1] = severities, 0
+    others[:, 0], others[:, 1] = 2, labels
+    ladders, opinions = causes @ mixing, others @ mixing
+    model, settings = Tiny().eval(), argparse.Namespace(seed=0, steps=150, batch=64, lr=3e-3, opinion_weight=1.0)
+    refit.fit(model, refit.Statistics(ladders[:150], severities[:150], opinions[:200], labels[:200]), settings, "cpu")
+    fresh = model._head(ladders[150:]).squeeze(2)
+    assert spearmanr(fresh.flatten(), -severities[150:].flatten())[0] > 0.9
+    assert spearmanr(model._head(opinions[200:]).squeeze(1), labels[200:])[0] > 0.9
+
+
+def test_ladders_have_a_rung_on_the_way_back():
+    crops = torch.rand(2, 3, 48, 48, generator=torch.Generator().manual_seed(0))
+    model = Tiny().eval()
+    statistics, severities = refit.ladder_statistics(
+        model, crops, ("gaussian_blur", "darken"), torch.Generator().manual_seed(1)
+    )
+    assert statistics.shape == (4, 7, 608)
+    assert severities.shape == (4, 7)
+    levels = torch.arange(5.0)
+    for row, kind in ((0, "gaussian_blur"), (3, "darken")):
+        torch.testing.assert_close(severities[row, 1:6], batches.severity(kind, levels))
+    assert (severities[:, 6] < severities[:, 4]).all()
+    assert (severities[:, 6] > severities[:, 3]).all()
+    darkest = model.pooled(torch.lerp(crops.clamp_min(1e-4) ** 3.5, crops, refit.RESTORED))
+    np.testing.assert_allclose(statistics[2:, 6].numpy(), darkest.detach().numpy(), rtol=0.05, atol=0.02)

@@ -1,0 +1,171 @@
+"""Fit the head of a trained `tiny` anew on statistics computed once: whole pictures, and far more ladders.
+
+    accelerate launch -m iqguide.training.refit --data DATA --init runs/tiny/tiny.safetensors --out runs/refitted
+
+A step of fine-tuning sees a few crops; the head is small enough to see all of them at every step once the convolutions
+stand still. Whole human-scored pictures replace crops, so the scores learn from what they will be asked about. Every
+ladder has one more rung, a degraded crop brought a little back to the clean one, so the head keeps rising along the way
+back. Nothing random is left but dropout and the order.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from torch.nn import functional as F
+from tqdm import tqdm
+
+from ..models.tiny import Tiny
+from . import batches, distortions, objectives
+from .batches import Crops
+from .calibrate import calibrate, measure
+from .config import FinetuneConfig
+from .data import Photograph, clean_photographs, read, scored_photographs, split, to_tensor
+from .distill import learning_rate
+from .finetune import save
+
+RESTORED = 0.15
+"""How much of the way back the extra rung goes, from the fourth of five levels."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Statistics:
+    """What the head sees and is to say."""
+
+    ladders: Tensor
+    """(P, 7, D): clean, five levels, and the fourth level a little restored."""
+    severities: Tensor
+    """(P, 7)."""
+    opinions: Tensor
+    """(N, D), of whole pictures."""
+    labels: Tensor
+    """(N,), raw units."""
+
+
+@torch.no_grad()
+def pooled(model: Tiny, images: Tensor, batch: int = 24) -> Tensor:
+    """`model.pooled` of images (N, 3, H, W) in [0, 1], as training computes it, (N, D) on the CPU."""
+    device, found = model.margin_mean.device, []
+    for part in images.split(batch):
+        with torch.autocast(device.type, torch.bfloat16):
+            found.append(model.pooled(part.to(device).contiguous(memory_format=torch.channels_last)).cpu())
+    return torch.cat(found)
+
+
+def ladder_statistics(
+    model: Tiny, crops: Tensor, kinds: tuple[str, ...], generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """Statistics and severities of ladders of every kind of crops (N, 3, s, s); see `Statistics`."""
+    levels, found, severities = torch.arange(5.0), [], []
+    for kind in tqdm(kinds, desc=f"ladders, {crops.shape[-1]} px"):
+        for clean in crops.split(32):
+            rungs = [
+                clean,
+                *(distortions.distort(clean, kind, level.expand(len(clean)), generator) for level in levels),
+            ]
+            rungs.append(torch.lerp(rungs[4], clean, RESTORED))
+            found.append(torch.stack([pooled(model, rung) for rung in rungs], 1))
+        cost = batches.severity(kind, levels)
+        row = torch.cat([torch.zeros(1), cost, cost[3:4] * (1 - RESTORED)])
+        severities.append(row.expand(len(crops), -1))
+    return torch.cat(found), torch.cat(severities)
+
+
+def whole_pictures(model: Tiny, photographs: list[Photograph]) -> Tensor:
+    """Statistics (N, D) of pictures of any size."""
+    rows = [
+        pooled(model, to_tensor(read(p.path))[None].float() / 255) for p in tqdm(photographs, desc="scored pictures")
+    ]
+    return torch.cat(rows)
+
+
+def gather(model: Tiny, args: argparse.Namespace) -> Statistics:
+    """Everything the head learns from, from the training part of the data."""
+    rng, generator = np.random.default_rng(args.seed), torch.Generator().manual_seed(args.seed)
+    clean, scored = split(clean_photographs(args.data))[0], split(scored_photographs(args.data))[0]
+    small = ladder_statistics(
+        model, Crops(clean, args.crop, args.each, rng).images.float() / 255, batches.LADDER_KINDS, generator
+    )
+    few = [clean[n] for n in rng.permutation(len(clean))[: args.large]]
+    large = ladder_statistics(
+        model, Crops(few, args.large_crop, 1, rng).images.float() / 255, batches.LADDER_KINDS, generator
+    )
+    ladders, severities = (torch.cat(parts) for parts in zip(small, large, strict=True))
+    labels = torch.tensor([batches.raw_units(p.mos) for p in scored], dtype=torch.float32)
+    return Statistics(ladders, severities, whole_pictures(model, scored), labels)
+
+
+def fit(model: Tiny, known: Statistics, args: argparse.Namespace, device: torch.device) -> None:
+    """Fit a fresh head in place; the rest of the model stays."""
+    known = Statistics(*(value.to(device) for value in vars(known).values()))
+    typical = torch.cat([known.ladders.flatten(0, 1), known.opinions])
+    std, mean = torch.std_mean(typical, 0)
+    model.pooled_mean.copy_(mean)
+    model.pooled_std.copy_(std + 1e-3)
+    for layer in (model.head[0], model.head[2]):
+        layer.reset_parameters()
+    model.head.requires_grad_(True)
+    head = nn.Sequential(model.head[0], model.head[1], nn.Dropout(0.3), model.head[2]).train()
+    ladders, opinions = ((x - model.pooled_mean) / model.pooled_std for x in (known.ladders, known.opinions))
+    optimiser = torch.optim.AdamW(head.parameters(), args.lr, weight_decay=0.1)
+    generator = torch.Generator().manual_seed(args.seed)
+    progress = tqdm(range(args.steps), desc="head")
+    for step in progress:
+        for group in optimiser.param_groups:
+            group["lr"] = learning_rate(args.lr, step, args.steps)
+        rows = torch.randint(len(ladders), (args.batch,), generator=generator)
+        picks = torch.randint(len(opinions), (128,), generator=generator)
+        scores, severities = head(ladders[rows]).squeeze(2), known.severities[rows]
+        guesses, labels = head(opinions[picks]).squeeze(1), known.labels[picks]
+        ranking = objectives.ladder_ranking(scores, severities) + 0.1 * F.smooth_l1_loss(scores, -severities)
+        opinion = F.smooth_l1_loss(guesses, labels) + objectives.correlation(guesses, labels)
+        loss = ranking + args.opinion_weight * opinion
+        optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        optimiser.step()
+        if step % 50 == 49:
+            progress.set_postfix(ranking=f"{ranking.item():.3f}", opinion=f"{opinion.item():.3f}")
+    model.eval().requires_grad_(False)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Refit as the command line says; writes OUT/tiny.safetensors, calibrated, and OUT/run.json."""
+    parser = argparse.ArgumentParser(prog="accelerate launch -m iqguide.training.refit")
+    parser.add_argument("--data", type=Path, required=True, help="folder with pristine/ and live-challenge/")
+    parser.add_argument("--init", type=Path, required=True, help="safetensors file whose head is to be fitted anew")
+    parser.add_argument("--out", type=Path, required=True, help="folder for tiny.safetensors and run.json")
+    parser.add_argument("--steps", type=int, default=1500, help="optimiser steps (%(default)s)")
+    parser.add_argument("--batch", type=int, default=256, help="ladders a step (%(default)s)")
+    parser.add_argument("--lr", type=float, default=1e-3, help="highest learning rate (%(default)s)")
+    parser.add_argument("--opinion-weight", type=float, default=1.0, help="of people's scores (%(default)s)")
+    parser.add_argument("--crop", type=int, default=128, help="side of the ladder crops, px (%(default)s)")
+    parser.add_argument("--each", type=int, default=3, help="crops per photograph (%(default)s)")
+    parser.add_argument("--large-crop", type=int, default=384, help="side of the large ladder crops, px (%(default)s)")
+    parser.add_argument("--large", type=int, default=40, help="photographs with a large crop (%(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="of everything random (%(default)s)")
+    args = parser.parse_args(arguments)
+    torch.manual_seed(args.seed)
+    args.out.mkdir(parents=True, exist_ok=True)
+    device = Accelerator().device
+    model = Tiny().eval().requires_grad_(False).to(device, memory_format=torch.channels_last)
+    model.load_state_dict(load_file(args.init), strict=False)  # files leave the batch counters out
+    fit(model, gather(model, args), args, device)
+    config = FinetuneConfig(data=args.data, out=args.out, crop=args.crop, seed=args.seed)
+    calibrate(model, config)
+    save(model, args.out / "tiny.safetensors")
+    settings = {key: str(value) if isinstance(value, Path) else value for key, value in vars(args).items()}
+    record = {"settings": settings, "held_out": measure(model, config), "torch": torch.__version__}
+    (args.out / "run.json").write_text(json.dumps(record, indent=2) + "\n")
+    tqdm.write(", ".join(f"{key} {value:.3f}" for key, value in record["held_out"].items()))
+
+
+if __name__ == "__main__":
+    main()
