@@ -83,6 +83,9 @@ class RewardGuidanceCallback(PipelineCallback):
     Args:
         guidance: settings.
         pipe: the pipeline, to guide from the first evaluation.
+        height: of the pictures, in pixels; only for packed latents (Flux) whose size cannot be seen, that is without
+            `pipe`.
+        width: of the pictures, in pixels.
 
     Raises:
         ValueError: if the scheduler or the layout of the pipeline's latents is not known.
@@ -92,12 +95,15 @@ class RewardGuidanceCallback(PipelineCallback):
         >>> pipe("a lighthouse at dusk", callback_on_step_end=callback)  # doctest: +SKIP
     """
 
-    ignore_for_config = ["guidance", "pipe"]  # noqa: RUF012 - diffusers reads a list here; neither is JSON
+    ignore_for_config = ["guidance", "pipe", "height", "width"]  # noqa: RUF012 - diffusers reads a list here; neither is JSON
     tensor_inputs = ["latents"]  # noqa: RUF012
 
     @register_to_config
-    def __init__(self, guidance: RewardGuidance, pipe: Any = None) -> None:
+    def __init__(
+        self, guidance: RewardGuidance, pipe: Any = None, *, height: int | None = None, width: int | None = None
+    ) -> None:
         self.guidance = guidance
+        self._size = {"height": height, "width": width}
         self._step: GuidedStep | None = None
         if pipe is not None:
             self.arm(pipe)
@@ -110,7 +116,7 @@ class RewardGuidanceCallback(PipelineCallback):
     def arm(self, pipe: Any) -> None:
         """Guide the next call of the pipeline from its first evaluation on."""
         self.remove()
-        self._step = GuidedStep(pipe, self.guidance, single_run=True, load_tiny=local_tiny)
+        self._step = GuidedStep(pipe, self.guidance, single_run=True, load_tiny=local_tiny, **self._size)
         self._step.install()
 
     def remove(self) -> None:

@@ -19,6 +19,7 @@ from .reward_guidance import GuidanceRun, RewardGuidance
 from .scheduler_units import row_for
 
 _HISTORY = ("model_outputs", "derivatives", "ets", "last_sample", "cur_sample", "prev_derivative", "sample")
+_OWN_WAYS = ("per_token_timesteps", "r_timestep")  # arguments of `step` that leave the scheduler's own schedule
 _HALF = (torch.float16, torch.bfloat16)
 
 
@@ -58,7 +59,6 @@ class GuidedStep:
         if guidance.scale != 0:
             self._decoder = find_decoder(pipe, guidance.decoder, height=height, width=width, load_tiny=load_tiny)
         self._undo = ExitStack()
-        self._timesteps: Tensor | None = None  # of the latest run
         self._timesteps: Tensor | None = None  # the schedule of the run
         self._float32 = False  # whether this run has gone over to float32
         self._copied = False  # whether somebody has deep-copied the scheduler
@@ -127,8 +127,12 @@ class GuidedStep:
         bound = self._signature.bind(*args, **kwargs)
         given = bound.arguments
         sample, output = given["sample"], given["model_output"]
-        if given.get("per_token_timesteps") is not None:
-            raise ValueError("the pipeline steps with per_token_timesteps; guidance needs one timestep for all tokens.")
+        for name in _OWN_WAYS:
+            if given.get(name) is not None:
+                raise ValueError(
+                    f"the pipeline steps with {name}; guidance needs steps from one timestep to the next of the"
+                    " scheduler's list, the same for all of a sample. It does not support this pipeline."
+                )
         moved = self._move(sample, output, given["timestep"])
         if moved is None and not self._float32:
             return self._original(*args, **kwargs)

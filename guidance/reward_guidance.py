@@ -89,18 +89,18 @@ class RewardGuidance:
 
     def __post_init__(self) -> None:
         start, stop = self.noise_window
-        if not 1 >= start > stop > 0:
+        if not 1 > start > stop > 0:
             raise ValueError(
-                f"noise_window is {self.noise_window}; expected (start, stop) with 1 >= start > stop > 0, for example"
-                " (0.75, 0.15): guidance acts while the noise level falls from start to stop."
+                f"noise_window is {self.noise_window}; expected (start, stop) with 1 > start > stop > 0, for example"
+                " (0.75, 0.15): guidance acts while the noise level falls from start to stop. At 1 all is noise."
             )
         if not math.isfinite(self.scale):
             raise ValueError(f"scale is {self.scale}; expected a finite number, or 0 to switch guidance off.")
-        for name in ("every", "samples", "chunk"):
+        for name in ("every", "samples", "crop", "chunk"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; expected 1 or more.")
-        for name in ("clip", "target_width"):
-            if not getattr(self, name) > 0:
+        for name in ("clip", "target_width", "max_drift"):
+            if getattr(self, name) is not None and not getattr(self, name) > 0:
                 raise ValueError(f"{name} is {getattr(self, name)}; expected a number above 0.")
         for name in ("ema", "noise", "shift"):
             if not getattr(self, name) >= 0:

@@ -199,3 +199,20 @@ def test_its_configuration_can_be_saved(pipe, tmp_path):
     callback.remove()
     saved = json.loads((tmp_path / callback.config_name).read_text("utf-8"))
     assert {name for name in saved if not name.startswith("_")} == set()
+
+
+@pytest.mark.parametrize("size", [{"height": 32, "width": 64}, {}])
+def test_packed_latents_that_it_cannot_see_being_made_need_a_size(size):
+    """Without the pipeline it comes after the latents were made: 32 x 64 pixels have as many patches as 64 x 32."""
+    flux, inputs = tiny_pipeline("flux")
+    inputs |= {"height": 32, "width": 64, "output_type": "latent", "num_inference_steps": 8}
+    callback = RewardGuidanceCallback(guidance(), **size)
+    if not size:
+        with pytest.raises(ValueError, match=r"do not tell their height and width.*height= and width="):
+            flux(**inputs, callback_on_step_end=callback)
+    else:
+        flux(**inputs, callback_on_step_end=callback)
+        assert len(callback.log) == 7
+        assert any(entry.skipped is None for entry in callback.log)
+    assert "step" not in vars(flux.scheduler)
+    assert json.loads(callback.to_json_string()).keys().isdisjoint({"height", "width"})

@@ -380,3 +380,15 @@ def test_a_model_that_puts_out_its_variance_keeps_it():
             ends.append(scheduler.step(output, timestep, sample, generator=generator).prev_sample)
     there = float(scheduler.alphas_cumprod[scheduler.timesteps[8]]) ** 0.5
     torch.testing.assert_close((ends[1] - ends[0]) / there, torch.full_like(sample, run.log[0].change[0]))
+
+
+def test_steps_off_the_schedule_are_refused():
+    if not hasattr(diffusers, "FlowMapEulerDiscreteScheduler"):
+        pytest.skip(f"diffusers {diffusers.__version__} has no FlowMapEulerDiscreteScheduler")
+    scheduler, zero = diffusers.FlowMapEulerDiscreteScheduler(), torch.zeros(1, 3, 4, 4)
+    scheduler.set_timesteps(10)
+    with (
+        pytest.raises(ValueError, match="steps with r_timestep"),
+        guided(SimpleNamespace(scheduler=scheduler), toy_guidance()),
+    ):
+        scheduler.step(zero, scheduler.timesteps[0], zero, r_timestep=scheduler.timesteps[5])

@@ -248,10 +248,13 @@ def test_latents_that_change_size_start_afresh():
     [
         ({"noise_window": (0.15, 0.75)}, r"noise_window is \(0.15, 0.75\); expected \(start, stop\)"),
         ({"noise_window": (0.75, 0.0)}, "noise_window"),
+        ({"noise_window": (1.0, 0.15)}, "At 1 all is noise"),  # its length in log(sigma / alpha) is infinite
         ({"scale": float("nan")}, "scale is nan; expected a finite number"),
         ({"every": 0}, "every is 0; expected 1 or more"),
         ({"samples": 0}, "samples is 0"),
+        ({"crop": 0}, "crop is 0; expected 1 or more"),
         ({"clip": 0.0}, "clip is 0.0; expected a number above 0"),
+        ({"max_drift": -0.5}, "max_drift is -0.5; expected a number above 0"),  # it would turn the push around
         ({"ema": -1.0}, "ema is -1.0; expected 0 or more"),
     ],
 )
