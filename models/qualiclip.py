@@ -27,7 +27,8 @@ PAIRS = (
     ("Good picture.", "Bad picture."),
 )
 PROMPTS = tuple(prompt for pair in PAIRS for prompt in pair)
-PRESETS = {"paper": (2.0, None), "hub": (1.0, 100.0)}  # temperature; alpha, where it is not the checkpoint's
+ALPHA = 100.0  # exp(logit_scale) of OpenAI's CLIP, which the training of QualiCLIP leaves alone
+PRESETS = {"paper": (2.0, None), "hub": (1.0, ALPHA)}  # temperature; alpha, where it is not the checkpoint's
 
 
 class QualiCLIP(AntonymScore):
@@ -48,8 +49,8 @@ def build(
 
     Args:
         weights: a file with the published layout (`prompts_features` and 489 tensors `clip_model.*`), the same without
-            the text tower, a state dict of this model, or a plain CLIP checkpoint, whose text tower then encodes the
-            prompts; None for random weights.
+            the text tower (and perhaps without `logit_scale`: alpha is then 100), a state dict of this model, or a
+            plain CLIP checkpoint, whose text tower then encodes the prompts; None for random weights.
         preset: "paper" (temperature 2, alpha of the checkpoint) or "hub" (temperature 1, alpha 100).
         temperature: in place of the preset's.
         seed: of the random weights.
@@ -66,7 +67,7 @@ def build(
     if weights is None:
         with fixed_seed(seed):
             tower, features = random_picture_tower(config), torch.randn(len(PROMPTS), config.embed_dim)
-        return QualiCLIP(tower, features, alpha or 100.0, temperature)
+        return QualiCLIP(tower, features, alpha or ALPHA, temperature)
 
     state = take_apart(read_weights(weights)[0], config, weights)
     check_rest(state.rest, weights)
@@ -81,6 +82,9 @@ def build(
     with fixed_seed(0):
         tower = picture_tower(config)
     load_strict(tower, state.picture, weights)
-    model = QualiCLIP(tower, features, alpha or read_alpha(state.rest, weights), temperature)
+    if alpha is None:
+        bare = not state.text and not state.rest.keys() & {"alpha", "logit_scale"}
+        alpha = ALPHA if bare else read_alpha(state.rest, weights)
+    model = QualiCLIP(tower, features, alpha, temperature)
     load_calibration(model, state.rest)
     return model

@@ -10,6 +10,8 @@ import hashlib
 import json
 import logging
 import os
+import pickle
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -185,13 +187,19 @@ def read_weights(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[
     try:
         state, metadata = _read_safetensors(path) if path.suffix == ".safetensors" else (_read_torch(path), {})
     except Exception as error:
-        reason = (str(error).strip().splitlines() or [""])[0].rstrip(".:")
         raise WeightsError(
-            f"{path} cannot be read as weights ({type(error).__name__}: {reason[:120]}); it is damaged or holds code "
-            "(pickles and TorchScript are refused): give a .safetensors file or a plain state dict."
+            f"{path} cannot be read as weights ({_reason(error)}); it is damaged or holds code (pickles and TorchScript"
+            " are refused): give a .safetensors file or a plain state dict."
         ) from error
     _check_tensors(state, path)
     return dict(state), metadata
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, pickle.UnpicklingError):
+        return "no plain state dict"  # torch's own words explain how to run the code in it
+    reason = (str(error).strip().splitlines() or [""])[0].rstrip(".:")
+    return f"{type(error).__name__}: {reason[:120]}"
 
 
 def _read_safetensors(path: Path) -> tuple[Any, dict[str, str]]:
@@ -204,7 +212,9 @@ def _read_safetensors(path: Path) -> tuple[Any, dict[str, str]]:
 def _read_torch(path: Path) -> Any:
     import torch
 
-    state = torch.load(path, map_location="cpu", weights_only=True)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Detected pickle protocol")  # the error that follows says it
+        state = torch.load(path, map_location="cpu", weights_only=True)
     if isinstance(state, Mapping) and isinstance(state.get("state_dict"), Mapping):
         state = state["state_dict"]
     if isinstance(state, Mapping) and state and all(str(name).startswith("module.") for name in state):

@@ -179,6 +179,16 @@ def test_plain_copy_without_the_text_tower(checkpoint, tmp_path, reference, feat
     assert torch.equal(make(weights=path)(images), make(weights=checkpoint)(images))
 
 
+def test_picture_tower_and_prompts_alone_have_the_scale_of_openai(tmp_path, reference, features, no_text_tower):
+    state = {f"clip_model.{name}": t for name, t in reference.state_dict().items() if name.startswith("visual.")}
+    state["prompts_features"] = features
+    bare, whole = tmp_path / "bare.pth", tmp_path / "whole.pth"
+    torch.save(state, bare)
+    torch.save(state | {"logit_scale": torch.tensor(math.log(100))}, whole)
+    images = torch.rand(2, 3, 48, 64)
+    torch.testing.assert_close(make(weights=bare).margin(images), make(weights=whole).margin(images))
+
+
 def test_without_prompts_features_the_text_tower_makes_them_once(tmp_path, reference, monkeypatch):
     built = []
     real = clip.TextTransformer
