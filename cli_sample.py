@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from . import __version__
 from .cli import OK, one_line, progress, say
-from .cli_score import best_device
+from .cli_score import best_device, make_folder
 from .guidance import RewardGuidance
 from .guidance.search import best_of_n
 from .images import atomic_write, save_image, to_pil
@@ -62,8 +62,7 @@ def load_reward(options: argparse.Namespace, device: torch.device) -> nn.Module:
 
 def run_sample(options: argparse.Namespace) -> int:
     """Write DIR/SEED.png for each seed, and DIR/samples.json after each."""
-    out = Path(options.out)
-    out.mkdir(parents=True, exist_ok=True)
+    out = make_folder(options.out)
     device = best_device(options.device)
     reward = load_reward(options, device)
     pipe = load_pipeline(options.pipeline, device, options.dtype)
@@ -174,7 +173,7 @@ def load_pipeline(name: str, device: torch.device, dtype: str | None = None) -> 
             local_files_only=local or is_offline(),
             **{keyword: getattr(torch, dtype) if dtype else _usual_dtype(device)},
         )
-    except (OSError, ValueError) as error:
+    except Exception as error:  # a damaged folder makes diffusers raise almost any type
         raise ValueError(
             f"cannot load the pipeline {name!r} ({one_line(error)}); expected 'demo', a folder made by save_pretrained,"
             " or the id of a model on the Hugging Face hub that can be downloaded."
@@ -230,8 +229,7 @@ def _counted_rows(pipe: Any) -> Iterator[list[int]]:
 
 def run_demo(options: argparse.Namespace) -> int:
     """Unguided, guided, best of N and both: print a table and write demo.png."""
-    out = Path(options.out)
-    out.mkdir(parents=True, exist_ok=True)
+    out = make_folder(options.out)
     device = best_device(options.device)
     reward = load_reward(options, device)
     pipe = load_pipeline("demo", device)

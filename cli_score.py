@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import io
 import json
 import shutil
 import sys
@@ -15,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from .charts import bars
-from .cli import FAILED, OK, one_line, progress, say
+from .cli import FAILED, INTERRUPTED, OK, one_line, progress, say
 from .images import IMAGE_SUFFIXES, ImageError, load_images, resize_short_side, save_image
 from .models import MODELS, create_model
 from .rerank import best_first, equal_sized, score_batch
@@ -39,10 +40,18 @@ class Row:
 
 
 def run_score(options: argparse.Namespace) -> int:
-    """Print a score for each file; 0 if any was scored."""
+    """Print a score for each file; 0 if any was scored. After Ctrl-C print those that are there, and return 130."""
     if options.csv and options.explain:
         raise ValueError("a CSV has no columns for --explain; use --json, or the plain table.")
-    rows = _score_all(options)
+    rows, status = _listed(options), None
+    try:
+        _score_all(rows, options)
+    except KeyboardInterrupt:
+        total, rows = len(rows), [row for row in rows if row.score is not None or row.error is not None]
+        if not rows:
+            raise
+        say(f"iqguide: interrupted after {len(rows)} of {total} images.")
+        status = INTERRUPTED
     if options.explain_to:
         _draw(rows, Path(options.explain_to))
     if options.json:
@@ -52,16 +61,18 @@ def run_score(options: argparse.Namespace) -> int:
         writer.writerows([("path", "score", "error"), *((row.path, row.score, row.error) for row in rows)])
     else:
         _print_table(rows)
-    return OK if any(row.error is None for row in rows) else FAILED
+    return status or (OK if any(row.error is None for row in rows) else FAILED)
 
 
 def run_rank(options: argparse.Namespace) -> int:
     """Print the best files, best first, and copy them where that is wanted; 0 if any was scored."""
-    scored = [row for row in _score_all(options) if row.error is None]
+    rows = _listed(options)
+    _score_all(rows, options)
+    scored = [row for row in rows if row.error is None]
     order = best_first(torch.tensor([row.score for row in scored], dtype=torch.float64))
     best = [scored[i] for i in order[: options.top].tolist()]
     if options.copy_to and best:
-        _copy([Path(row.path) for row in best], Path(options.copy_to))
+        _copy([Path(row.path) for row in best], make_folder(options.copy_to))
     if options.json:
         _print_json(best)
     else:
@@ -93,8 +104,14 @@ def _is_shown(file: Path, folder: Path) -> bool:
     return not hidden and not file.is_dir()
 
 
-def _score_all(options: argparse.Namespace) -> list[Row]:
-    rows = [Row(str(path)) for path in image_files(options.paths, options.recursive)]
+def _listed(options: argparse.Namespace) -> list[Row]:
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="surrogateescape")  # names of files need not be text; they go out as they are
+    return [Row(str(path)) for path in image_files(options.paths, options.recursive)]
+
+
+def _score_all(rows: list[Row], options: argparse.Namespace) -> None:
+    """Fill in the rows, with a progress bar and a line for each bad file."""
     device = best_device(options.device)
     model = create_model(options.model, weights=options.weights, device=device)
     limit = MODELS[options.model].native_size if options.size is None else options.size
@@ -113,7 +130,6 @@ def _score_all(options: argparse.Namespace) -> list[Row]:
     good = sum(row.error is None for row in rows)
     reduced = f"short side at most {limit} px" if limit else "at the size of the files"
     say(f"iqguide: {good} of {len(rows)} images scored by {options.model}, {reduced}.")
-    return rows
 
 
 def _reference(options: argparse.Namespace, limit: int | None) -> Tensor:
@@ -192,9 +208,23 @@ def best_device(name: str | None) -> torch.device:
     return device
 
 
+def make_folder(name: str) -> Path:
+    """The folder for the output, made where it is missing.
+
+    Raises:
+        OSError: it cannot be made; the message names the way out.
+    """
+    folder = Path(name)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        message = f"cannot make the folder {folder} ({error.strerror}); choose another one."
+        raise OSError(error.errno, message) from error
+    return folder
+
+
 def _copy(files: list[Path], folder: Path) -> None:
     """Copy files under their names, with their place in front where two have one name; overwrites nothing."""
-    folder.mkdir(parents=True, exist_ok=True)
     names = [file.name for file in files]
     width = len(str(len(files)))
     targets = [

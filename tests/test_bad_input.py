@@ -3,9 +3,12 @@
 import errno
 import io
 import json
+import os
 import pickle
 import shutil
 import struct
+import subprocess
+import sys
 import zlib
 
 import numpy as np
@@ -13,7 +16,7 @@ import pytest
 import torch
 from PIL import Image
 
-from iqguide import cli, create_model, images, load_images, rank
+from iqguide import cli, cli_score, create_model, images, load_images, rank
 from iqguide.images import ImageError, save_image, to_tensor
 from iqguide.models import WeightsError
 
@@ -342,7 +345,8 @@ def test_a_full_disk_while_copying_the_best(run, tmp_path, picture, monkeypatch)
 def test_an_output_folder_that_is_a_file(run, tmp_path, picture):
     (tmp_path / "file").touch()
     status, _, err = run("sample", "--out", tmp_path / "file", *RANDOM)
-    assert (status, err) == (2, f"iqguide: error: {tmp_path / 'file'}: File exists\n")
+    said = f"cannot make the folder {tmp_path / 'file'} (File exists); choose another one."
+    assert (status, err) == (2, f"iqguide: error: {said}\n")
 
 
 def test_one_bad_file_in_a_folder_of_a_thousand(run, tmp_path, picture):
@@ -358,3 +362,49 @@ def test_one_bad_file_in_a_folder_of_a_thousand(run, tmp_path, picture):
     assert len({round(row["score"], 5) for row in rows if not row["error"]}) == 1
     assert "0500.png cannot be decoded" in err
     assert "999 of 1000 images scored" in err
+
+
+def test_names_that_are_no_text_go_out_as_they_are(tmp_path, picture):
+    name = os.fsencode(tmp_path) + b"/\xff.png"
+    with open(name, "wb") as file:
+        file.write(encoded(picture, "PNG"))
+    command = [sys.executable, "-m", "iqguide.cli", "score", name, *RANDOM]
+    strict = {**os.environ, "PYTHONIOENCODING": "utf-8:strict"}
+    done = subprocess.run(command, capture_output=True, env=strict, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.endswith(name + b"\n")
+
+
+@pytest.mark.parametrize("form", ["--json", "--csv", None])
+def test_an_interrupt_keeps_the_scores_that_are_there(run, tmp_path, picture, monkeypatch, form):
+    for index in range(20):
+        (tmp_path / f"{index:02}.png").write_bytes(encoded(picture, "PNG"))
+    (tmp_path / "00.png").write_bytes(b"")
+    score, batches = cli_score.score_batch, []
+
+    def interrupted(*arguments):
+        batches.append(1)
+        if len(batches) == 2:
+            raise KeyboardInterrupt
+        return score(*arguments)
+
+    monkeypatch.setattr(cli_score, "score_batch", interrupted)
+    status, out, err = run("score", tmp_path, *RANDOM, *([form] if form else []))
+    assert status == 130
+    assert err.splitlines()[-1].endswith("iqguide: interrupted after 9 of 20 images.")
+    if form == "--json":
+        rows = json.loads(out)
+        assert [row["path"] for row in rows] == [str(tmp_path / f"{index:02}.png") for index in range(9)]
+        assert [row["score"] is None for row in rows] == [True] + [False] * 8
+    else:
+        assert len(out.splitlines()) == {"--csv": 1 + 9, None: 8}[form]
+
+
+@pytest.mark.parametrize(
+    "index", ["{", "[]", '{"_class_name": "NoSuchPipeline"}', '{"_class_name": "StableDiffusionPipeline"}']
+)
+def test_a_damaged_pipeline_is_one_sentence(run, tmp_path, index):
+    (tmp_path / "model_index.json").write_text(index)
+    status, out, err = run("sample", "--pipeline", tmp_path, "--out", tmp_path / "out", *RANDOM)
+    assert (status, out) == (2, "")
+    assert err.splitlines()[-1].startswith(f"iqguide: error: cannot load the pipeline '{tmp_path}' (")
