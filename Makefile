@@ -49,9 +49,9 @@ $(READY): pyproject.toml | $(BIN)/python
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_FLAGS) --editable ".[dev]"
 	@touch $@
 
-bench: $(READY) ## the tables of benchmarks/README.md (IQGUIDE_DATA=folder adds those on photographs)
+bench: $(READY) ## the measurements of benchmarks/README.md, printed; ARGS=--publish writes them there (IQGUIDE_DATA: more)
 	$(BIN)/python benchmarks/demo_quality.py --out runs/demo_quality $(ARGS)
-	$(if $(IQGUIDE_DATA),$(BIN)/python benchmarks/tiny_quality.py --data "$(IQGUIDE_DATA)")
+	$(if $(IQGUIDE_DATA),$(BIN)/python benchmarks/tiny_quality.py --data "$(IQGUIDE_DATA)" $(filter --publish,$(ARGS)))
 
 train: $(READY) ## train the quality model `tiny` from scratch (IQGUIDE_DATA=folder) into runs/tiny
 	@test -n "$(IQGUIDE_DATA)" || { echo "Name the folder of photographs: make train IQGUIDE_DATA=folder" >&2; exit 1; }
