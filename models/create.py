@@ -66,7 +66,7 @@ def create_model(
         build = _builder(name)
         _check_options(name, build, options)
         path = None if weights == "random" else find_weights(spec, weights)
-        device = torch.get_default_device() if device is None else device
+        device = torch.empty(0).device if device is None else device  # torch 2.4 tells the default no other way
         with torch.device("cpu"):  # files are read there; the move comes last
             model = build(path, **options)
         return model.to(device=device, dtype=dtype).eval().requires_grad_(False)
