@@ -76,13 +76,14 @@ class AntonymScore(nn.Module):
         """Probability of the positive prompt of each pair: images as in `forward` -> (N, P)."""
         return self.logits(images).sigmoid()
 
-    def logits(self, images: Tensor) -> Tensor:
-        """Logit of each pair, unsaturated: images as in `forward` -> (N, P)."""
+    def logits(self, images: Tensor, prompts_features: Tensor | None = None) -> Tensor:
+        """Logit of each pair, unsaturated: images as in `forward`, other prompts (2 P, E) if wanted -> (N, P)."""
         check_images(images)
         pixels = (images.to(working_dtype(images.dtype)) - self.pixel_mean) / self.pixel_std
         features = self.visual(pixels.to(self.visual.conv1.weight.dtype))
         features = F.normalize(features.to(working_dtype(features.dtype)), dim=-1)
-        prompts = F.normalize(self.prompts_features.to(features.dtype), dim=-1)
+        prompts = self.prompts_features if prompts_features is None else prompts_features
+        prompts = F.normalize(prompts.to(features.dtype), dim=-1)
         opposites = prompts[0::2] - prompts[1::2]
         # Not a matrix product: autocast would run that in half precision.
         cosines = (features[:, None] * opposites).sum(-1)

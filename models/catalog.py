@@ -78,6 +78,26 @@ MODELS: dict[str, ModelSpec] = {
             megabytes=408,
         ),
         ModelSpec(
+            name="qualiclip+",
+            summary="QualiCLIP with prompts learned from people's scores on KonIQ-10k; needs QualiCLIP's weights too",
+            licence="CC BY-NC-SA 4.0 (non-commercial use only)",
+            filename="QualiCLIP+_koniq.pth",
+            url="https://huggingface.co/chaofengc/IQA-PyTorch-Weights/resolve/main/QualiCLIP%2B_koniq.pth",
+            paper="https://arxiv.org/abs/2403.11176",
+            native_size=512,
+            megabytes=2,
+        ),
+        ModelSpec(
+            name="clipiqa+",
+            summary="CLIP-IQA with a context learned from people's scores on KonIQ-10k; needs CLIP's weights too",
+            licence="CC BY-NC-SA 4.0 (non-commercial use only)",
+            filename="CLIP-IQA+_learned_prompts-603f3273.pth",
+            url="https://huggingface.co/chaofengc/IQA-PyTorch-Weights/resolve/main/"
+            "CLIP-IQA%2B_learned_prompts-603f3273.pth",
+            paper="https://arxiv.org/abs/2207.12396",
+            native_size=768,
+        ),
+        ModelSpec(
             name="bpclip",
             summary="ResNet-50 pyramid read from the bottom up and compared with 40 adjectives",
             licence="of whoever trains them",

@@ -43,6 +43,7 @@ def create_model(
         device: where to put the model; None for torch's default device.
         dtype: of the network: float32, bfloat16, float16 or float64. The head always runs in float32 or better.
         options: of the model: `pairs`, `temperature` for "clipiqa"; `preset`, `temperature` for "qualiclip";
+            `base`, `temperature` for "qualiclip+", "clipiqa+";
             `attention`, and for weights="random" `config`, `text`, `backbone` for "bpclip" and its kin; `seed` of
             weights="random".
 
@@ -78,6 +79,10 @@ def _builder(name: str) -> Callable[..., nn.Module]:
         from .qualiclip import build
     elif name == "clipiqa":
         from .clipiqa import build
+    elif name in ("qualiclip+", "clipiqa+"):
+        from .learned_prompts import build_plus
+
+        build = partial(build_plus, name)
     elif name.startswith("bpclip"):
         from . import bpclip
         from .bpclip_files import build as build_bpclip

@@ -20,8 +20,10 @@ ALONE_TOLERANCE = 1e-5  # float32 sums in another order
 
 def make(name, **options):
     """A model with random weights, as small as its options allow."""
-    if name in ("qualiclip", "clipiqa"):
+    if name in ("qualiclip", "clipiqa", "qualiclip+", "clipiqa+"):
         options.setdefault("config", SMALL)
+    if name == "clipiqa+":
+        options.setdefault("temperature", 20.0)  # random prompts in so small a space saturate a single pair
     if name.startswith("bpclip"):
         options.setdefault("config", SMALL_BPCLIP)
     return iqguide.create_model(name, weights="random", **options)
@@ -43,7 +45,9 @@ def images():
 
 
 def test_listed_models():
-    assert {"qualiclip", "clipiqa", "tiny", "bpclip", "bpclip-fr", "bpclip-mini"} <= set(iqguide.list_models())
+    assert {"qualiclip", "qualiclip+", "clipiqa", "clipiqa+", "tiny", "bpclip", "bpclip-fr", "bpclip-mini"} <= set(
+        iqguide.list_models()
+    )
 
 
 def test_is_frozen_and_in_evaluation_mode(model):
