@@ -1,0 +1,166 @@
+r"""Learn the context of QualiCLIP+ or CLIP-IQA+ from people's scores.
+
+    accelerate launch -m iqguide.training.prompts --model qualiclip+ --dataset koniq-10k --root DIR --out runs/plus.pth
+
+Both towers stay as they are; 16 vectors per prompt are learned by mean squared error and Pearson correlation on random
+crops. The result is written in the published layout; beside it, with the ending .json, the settings and the agreement
+with people on the held-out part (the official test part, else that of the first of ten seeded splits).
+
+Source:
+    Settings as in the configuration files of QualiCLIP+ in IQA-PyTorch at 01ae427 (options/train/QualiCLIP): Adam,
+    2e-3, cosine over 50 epochs, batch 8, crops of 384 px, mirrored half of the time, both losses with weight 1.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import set_seed
+from torch import Tensor
+from torch.nn import functional as F
+from torch.utils.data import DataLoader, Dataset
+from tqdm import tqdm
+
+from ..images import load_images, resize_short_side
+from ..models.learned_prompts import PromptTuning, save_prompts, start_tuning
+from . import objectives
+from .correlation import correlations
+from .datasets import Sample, load_dataset, official_split, seeded_splits
+from .evaluate import score_samples
+
+
+@dataclass(frozen=True)
+class PromptConfig:
+    """One run. Each default is written here and nowhere else."""
+
+    dataset: str
+    """As `iqguide evaluate` names it."""
+    root: str
+    """Its folder, or the table of `csv`."""
+    out: str
+    """Where the learned prompts go, .pth."""
+    model: str = "qualiclip+"
+    """qualiclip+ or clipiqa+."""
+    base: str = "default"
+    """The CLIP to learn on: a file, or the default weights of QualiCLIP or CLIP-IQA."""
+    epochs: int = 50
+    """Passes over the training part."""
+    batch: int = 8
+    """Pictures a step and process."""
+    crop: int = 384
+    """Side of the random crops, px."""
+    short_side: int = 0
+    """Pictures are reduced to this short side first, px; 0 for never. 512 for SPAQ."""
+    lr: float = 2e-3
+    """Learning rate at the start; falls along a cosine."""
+    seed: int = 0
+    """Of everything random."""
+
+
+class RandomCrops(Dataset):
+    """Random square crops of scored pictures, mirrored half of the time: (3, crop, crop) in [0, 1], opinion."""
+
+    def __init__(self, samples: list[Sample], crop: int, short_side: int) -> None:
+        self.samples, self.crop, self.short_side = samples, crop, short_side
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, float]:
+        image = load_images(self.samples[index].image)
+        if self.short_side:
+            image = resize_short_side(image, self.short_side, enlarge=False)
+        if min(image.shape[2:]) < self.crop:
+            image = resize_short_side(image, self.crop)
+        top, left = (int(torch.randint(side - self.crop + 1, ())) for side in image.shape[2:])
+        image = image[0, :, top : top + self.crop, left : left + self.crop]
+        return (image.flip(2) if torch.rand(()) < 0.5 else image), self.samples[index].opinion
+
+
+def loss_of(scores: Tensor, opinions: Tensor) -> Tensor:
+    """Mean squared error + (1 - Pearson correlation) / 2 of scores (N,) and opinions (N,) in [0, 1]."""
+    return F.mse_loss(scores, opinions) + objectives.correlation(scores, opinions)
+
+
+def parts(samples: list[Sample]) -> tuple[list[Sample], list[Sample]]:
+    """Training and held-out samples: the official split, or the first seeded one."""
+    official = any(sample.part == "test" for sample in samples)
+    train, test = official_split(samples) if official else seeded_splits(samples, 1)[0]
+    return [samples[i] for i in train], [samples[i] for i in test]
+
+
+def train(config: PromptConfig) -> PromptTuning:
+    """Learn the prompts and write OUT and OUT's .json; returns the model.
+
+    Raises:
+        ValueError: the data set is not what it should be; see `load_dataset`.
+        FileNotFoundError: pictures are missing.
+        WeightsError: the base is missing or damaged.
+    """
+    accelerator = Accelerator()
+    set_seed(config.seed, device_specific=True)
+    learnt, held_out = parts(load_dataset(config.dataset, Path(config.root)))
+    if len(learnt) < config.batch:
+        raise ValueError(f"{len(learnt)} pictures to learn from are less than a batch of {config.batch}; reduce batch.")
+    tuning = start_tuning(config.model, base=config.base, seed=config.seed).train()
+    optimiser = torch.optim.Adam([tuning.prompts.ctx], config.lr)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, config.epochs)
+    crops = DataLoader(RandomCrops(learnt, config.crop, config.short_side), config.batch, shuffle=True, drop_last=True)
+    model, optimiser, crops = accelerator.prepare(tuning, optimiser, crops)
+    progress = tqdm(total=config.epochs * len(crops), desc="prompts", disable=not accelerator.is_main_process)
+    for _ in range(config.epochs):
+        for images, opinions in crops:
+            loss = loss_of(model(images).float(), opinions.float())
+            optimiser.zero_grad()
+            accelerator.backward(loss)
+            optimiser.step()
+            progress.update()
+        progress.set_postfix(loss=f"{loss.item():.4f}")
+        schedule.step()
+    progress.close()
+    tuning = accelerator.unwrap_model(model).eval()
+    figures = measure(tuning, held_out, config, accelerator)
+    if accelerator.is_main_process:
+        write(tuning, config, figures)
+    return tuning
+
+
+def measure(
+    tuning: PromptTuning, held_out: list[Sample], config: PromptConfig, accelerator: Accelerator
+) -> dict[str, float]:
+    """Agreement with people on the held-out part, whole pictures."""
+    scores = score_samples(tuning, held_out, config.short_side, accelerator.device, full_reference=False)
+    return correlations(scores, torch.tensor([sample.opinion for sample in held_out], dtype=torch.float64).numpy())
+
+
+def write(tuning: PromptTuning, config: PromptConfig, figures: dict[str, float]) -> None:
+    """The prompts, complete or not at all, and the settings and figures beside them."""
+    out = Path(config.out)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = out.with_suffix(".part")
+    save_prompts(tuning.prompts, unfinished)
+    os.replace(unfinished, out)
+    record = {**dataclasses.asdict(config), "held_out": figures, "torch": torch.__version__}
+    out.with_suffix(".json").write_text(json.dumps(record, indent=2) + "\n", "utf-8")
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Learn prompts with the settings on the command line."""
+    parser = argparse.ArgumentParser(prog="accelerate launch -m iqguide.training.prompts")
+    for item in dataclasses.fields(PromptConfig):
+        required = item.default is dataclasses.MISSING
+        kind = str if required else type(item.default)
+        shown = {} if required else {"default": item.default, "help": "(%(default)s)"}
+        parser.add_argument(f"--{item.name.replace('_', '-')}", type=kind, required=required, **shown)
+    train(PromptConfig(**vars(parser.parse_args(arguments))))
+
+
+if __name__ == "__main__":
+    main()
