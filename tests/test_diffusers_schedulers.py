@@ -121,9 +121,10 @@ def make(monkeypatch):
         torchsde = ModuleType("torchsde")
         torchsde.BrownianInterval = still
         monkeypatch.setitem(sys.modules, "torchsde", torchsde)
-        from diffusers.schedulers.scheduling_dpmsolver_sde import DPMSolverSDEScheduler
+        from diffusers.schedulers import scheduling_dpmsolver_sde
 
-        return DPMSolverSDEScheduler(**config)
+        monkeypatch.setattr(scheduling_dpmsolver_sde, "torchsde", torchsde)  # the real one may be there already
+        return scheduling_dpmsolver_sde.DPMSolverSDEScheduler(**config)
 
     return factory
 
