@@ -203,6 +203,11 @@ def _add_evaluate(commands: Any) -> None:
         help="all images, the official test part, or the test parts of ten seeded splits by reference",
     )
     parser.add_argument(
+        "--group-alike",
+        action="store_true",
+        help="near-identical images stay on one side of the ten splits; for sets of up to some thousand images",
+    )
+    parser.add_argument(
         "--scale",
         type=float,
         nargs=2,

@@ -7,6 +7,7 @@ import csv
 import io
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from .images import atomic_write, save_image
 from .models import MODELS, create_model
 from .models.catalog import get_spec
 from .training.correlation import fit_logistic, logistic
+from .training.data import alike_groups
 from .training.datasets import Sample, load_dataset
 from .training.evaluate import chosen, distributed_device, score_samples, summarise
 
@@ -37,6 +39,9 @@ def run_evaluate(options: argparse.Namespace) -> int:
     device = own or best_device(options.device)
     samples = load_dataset(options.dataset, Path(options.root), tuple(options.scale) if options.scale else None)
     samples = [samples[index] for index in chosen(samples, options.split)]
+    if options.group_alike:
+        groups = alike_groups([sample.image for sample in samples])
+        samples = [replace(sample, group=f"alike {group}") for sample, group in zip(samples, groups, strict=True)]
     spec = MODELS[options.model]
     model = create_model(options.model, weights=options.weights, device=device)
     limit = spec.native_size if options.size is None else options.size

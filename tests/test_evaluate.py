@@ -201,6 +201,19 @@ def test_ten_splits_and_test_part(run, table, tmp_path):
     assert "intervals" not in found
 
 
+def test_near_identical_images_stay_together(run, tmp_path):
+    """Ten copies of one picture and thirty others: 31 groups of which a split holds out 6, so 6 or 15 pictures."""
+    rows, copied = [["image", "mos"]], torch.rand(3, 36, 36)
+    for i in range(40):
+        save_image(copied if 15 <= i < 25 else torch.rand(3, 36, 36), tmp_path / f"{i}.png")
+        rows.append([f"{i}.png", i])
+    with (tmp_path / "mos.csv").open("w", newline="") as file:
+        csv.writer(file).writerows(rows)
+    options = ("--dataset", "csv", "--root", tmp_path, "--split", "ten", "--json", *RANDOM)
+    assert {split["n"] for split in json.loads(run("evaluate", *options)[1])["splits"]} == {8}
+    assert {split["n"] for split in json.loads(run("evaluate", *options, "--group-alike")[1])["splits"]} == {6, 15}
+
+
 def test_full_reference(run, table, tmp_path):
     weights = tmp_path / "fr.safetensors"
     save_bpclip(make_fr(), weights)

@@ -7,6 +7,7 @@ columns `image` and `mos`, 0 to 100, higher is better; others are ignored).
 from __future__ import annotations
 
 import csv
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -57,28 +58,35 @@ def scored_photographs(data: Path) -> list[Photograph]:
 def split(photographs: list[Photograph], seed: int = 0) -> tuple[list[Photograph], list[Photograph]]:
     """Training and held-out pictures, one group in `HELD_OUT`; near-identical pictures are one group.
 
-    Two pictures are near-identical when their 16x16 grey thumbnails, standardised, correlate above 0.95; chains of such
-    pairs make one group.
-
     Args:
         photographs: at least `HELD_OUT` groups of them, or none is held out.
         seed: decides which groups are held out.
     """
-    thumbnails = []
-    for photograph in photographs:
-        grey = Image.open(photograph.path).convert("L").resize((16, 16), Image.Resampling.BOX)
-        values = np.asarray(grey, dtype=np.float64).ravel()
-        thumbnails.append((values - values.mean()) / (values.std() + 1e-6))
-    alike = np.stack(thumbnails) @ np.stack(thumbnails).T / 256 > 0.95
-    group = np.arange(len(photographs))
-    for row in range(len(photographs)):  # the smallest index that a picture is linked to, through any chain
-        linked = alike[row].nonzero()[0]
-        group[np.isin(group, group[linked])] = group[linked].min()
+    group = alike_groups([photograph.path for photograph in photographs])
     names = np.unique(group)
     held = np.random.default_rng(seed).permutation(names)[: len(names) // HELD_OUT]
     out = np.isin(group, held)
     kept, aside = ([p for p, o in zip(photographs, out, strict=True) if o == side] for side in (False, True))
     return kept, aside
+
+
+def alike_groups(paths: Sequence[Path]) -> np.ndarray:
+    """Number of the group of near-identical pictures that each one is in, (N,): the index of the group's first.
+
+    Two pictures are near-identical when their 16x16 grey thumbnails, standardised, correlate above 0.95; chains of such
+    pairs make one group.
+    """
+    thumbnails = []
+    for path in paths:
+        grey = Image.open(path).convert("L").resize((16, 16), Image.Resampling.BOX)
+        values = np.asarray(grey, dtype=np.float64).ravel()
+        thumbnails.append((values - values.mean()) / (values.std() + 1e-6))
+    alike = np.stack(thumbnails) @ np.stack(thumbnails).T / 256 > 0.95
+    group = np.arange(len(paths))
+    for row in range(len(paths)):  # the smallest index that a picture is linked to, through any chain
+        linked = alike[row].nonzero()[0]
+        group[np.isin(group, group[linked])] = group[linked].min()
+    return group
 
 
 def read(path: Path) -> Image.Image:
