@@ -23,7 +23,8 @@ TABLE = {
     ),
     "guidance": ({"images", "rewards", "rerank"}, {"torch", "numpy", "tqdm"}),
     "guidance.diffusers": ({"guidance"}, {"torch", "diffusers"}),
-    "guidance.comfy": ({"guidance"}, {"torch", "comfy", "comfy_api", "folder_paths"}),
+    "guidance.comfy": ({"guidance", "guidance.comfy_decoders"}, {"torch", "comfy"}),
+    "guidance.comfy_decoders": ({"guidance"}, {"torch", "comfy", "folder_paths"}),
     "nodes": (
         {"images", "rewards", "rerank", "models", "guidance", "guidance.comfy"},
         {"torch", "comfy", "comfy_api", "folder_paths", "server"},

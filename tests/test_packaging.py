@@ -175,6 +175,8 @@ spec.loader.exec_module(package)
 
 for path in sorted(folder.rglob("*.py")):
     parts = path.relative_to(folder).with_suffix("").parts
+    if parts[-1].startswith("comfy"):
+        continue  # needs ComfyUI
     if parts[0] in {"cli", "models", "guidance", "images", "rewards", "rerank", "training"}:
         importlib.import_module(".".join([name, *parts]).removesuffix(".__init__"))
 
