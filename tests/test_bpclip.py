@@ -388,6 +388,32 @@ def test_what_cannot_be_described():
         make(config=dataclasses.replace(SMALL, anchors="none")).describe(photographs(1))
 
 
+# --- training ---
+
+
+@pytest.mark.parametrize("config", [SMALL, SMALL_FR, dataclasses.replace(SMALL, batch_norm="trained")])
+def test_every_parameter_learns(config):
+    """A few steps on eight pictures reach every parameter and bring the scores nearer; text and frozen norms stay."""
+    name = "bpclip-fr" if config.full_reference else "bpclip"
+    model = create_model(name, weights="random", config=config).requires_grad_(True).train()
+    images, opinions = photographs(8), torch.linspace(0.1, 0.9, 8)
+    given = (images, photographs(1)) if config.full_reference else (images,)
+    before = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    optimiser = torch.optim.AdamW(model.parameters(), 3e-3)
+    losses = []
+    for _ in range(25):
+        loss = (model.raw(*given) - opinions).square().mean()
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+        losses.append(loss.item())
+    assert [name for name, p in model.named_parameters() if p.grad is None or p.grad.abs().amax() == 0] == []
+    assert losses[-1] < 0.9 * losses[0]
+    moved = {name for name, buffer in model.named_buffers() if not torch.equal(buffer, before[name])}
+    assert all("running" in name or "batches" in name for name in moved)
+    assert bool(moved) == (config.batch_norm == "trained")
+
+
 # --- files ---
 
 

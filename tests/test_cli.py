@@ -306,6 +306,7 @@ def test_models_show_licence_and_whether_the_weights_are_here(run, tmp_path, mon
     rows = {row["name"]: row for row in json.loads(run("models", "--json")[1])}
     assert "non-commercial" in rows["qualiclip"]["licence"]
     assert rows["qualiclip"]["weights"] == "not downloaded"
+    assert rows["bpclip"]["weights"] == "not trained"
     (tmp_path / "qualiclip.pth").touch()
     assert json.loads(run("models", "--json")[1])[list(rows).index("qualiclip")]["weights"] == "cached"
     table = run("models")[1]
