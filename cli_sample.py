@@ -168,11 +168,12 @@ def load_pipeline(name: str, device: torch.device, dtype: str | None = None) -> 
     keyword = "dtype" if version >= (0, 42) else "torch_dtype"
     local = place.is_dir()
     try:
-        pipe = Pipeline.from_pretrained(
-            place if local else name,
-            local_files_only=local or is_offline(),
-            **{keyword: getattr(torch, dtype) if dtype else _usual_dtype(device)},
-        )
+        with _hushed() if name == "demo" else nullcontext():  # it knows that its autoencoder is a tiny one
+            pipe = Pipeline.from_pretrained(
+                place if local else name,
+                local_files_only=local or is_offline(),
+                **{keyword: getattr(torch, dtype) if dtype else _usual_dtype(device)},
+            )
     except Exception as error:  # a damaged folder makes diffusers raise almost any type
         raise ValueError(
             f"cannot load the pipeline {name!r} ({one_line(error)}); expected 'demo', a folder made by save_pretrained,"
@@ -180,6 +181,19 @@ def load_pipeline(name: str, device: torch.device, dtype: str | None = None) -> 
         ) from error
     pipe.set_progress_bar_config(disable=True)
     return pipe.to(device)
+
+
+@contextmanager
+def _hushed() -> Iterator[None]:
+    """While open, diffusers says nothing but errors."""
+    from diffusers.utils import logging
+
+    level = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
 
 
 def _check_call(pipe: Any, call: dict[str, Any]) -> None:

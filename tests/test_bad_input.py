@@ -364,6 +364,14 @@ def test_one_bad_file_in_a_folder_of_a_thousand(run, tmp_path, picture):
     assert "999 of 1000 images scored" in err
 
 
+def test_what_is_bundled_loads_without_a_word(tmp_path):
+    command = [sys.executable, "-m", "iqguide.cli", "sample", "--out", tmp_path, "--steps", "1", *RANDOM]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.splitlines()[-1].startswith("iqguide: 1 images in")
+    assert "Expected types" not in done.stderr
+
+
 def test_names_that_are_no_text_go_out_as_they_are(tmp_path, picture):
     name = os.fsencode(tmp_path) + b"/\xff.png"
     with open(name, "wb") as file:
