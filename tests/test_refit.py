@@ -57,7 +57,10 @@ def test_a_fitted_head_says_what_the_statistics_say():
     others[:, 0], others[:, 1] = 2, labels
     ladders, opinions = causes @ mixing, others @ mixing
     model, settings = Tiny().eval(), argparse.Namespace(seed=0, steps=150, batch=64, lr=3e-3, opinion_weight=1.0)
-    refit.fit(model, refit.Statistics(ladders[:150], severities[:150], opinions[:200], labels[:200]), settings, "cpu")
+    known = refit.Statistics(
+        ladders[:150], severities[:150], opinions[:200], labels[:200], ladders[:150, 1:3] + 1, severities[:150, 1:3]
+    )
+    refit.fit(model, known, settings, "cpu")
     fresh = model._head(ladders[150:]).squeeze(2)
     assert spearmanr(fresh.flatten(), -severities[150:].flatten())[0] > 0.9
     assert spearmanr(model._head(opinions[200:]).squeeze(1), labels[200:])[0] > 0.9

@@ -48,6 +48,10 @@ class Statistics:
     """(N, D), of whole pictures."""
     labels: Tensor
     """(N,), raw units."""
+    predictions: Tensor
+    """(M, 2, D): of denoised predictions of clean pictures and of their degraded twins; none without a cache."""
+    costs: Tensor
+    """(M, 2): severities of these."""
 
 
 @torch.no_grad()
@@ -87,6 +91,15 @@ def whole_pictures(model: Tiny, photographs: list[Photograph]) -> Tensor:
     return torch.cat(rows)
 
 
+def prediction_statistics(model: Tiny, cache: Path) -> tuple[Tensor, Tensor]:
+    """Statistics and severities of a cache of denoised predictions; see `Statistics`."""
+    found = torch.load(cache, weights_only=True)
+    pairs = [
+        pooled(model, found[key].float() / 255) for key in tqdm(("clean", "degraded"), desc="denoised predictions")
+    ]
+    return torch.stack(pairs, 1), torch.stack([torch.zeros_like(found["severity"]), found["severity"]], 1)
+
+
 def gather(model: Tiny, args: argparse.Namespace) -> Statistics:
     """Everything the head learns from, from the training part of the data."""
     rng, generator = np.random.default_rng(args.seed), torch.Generator().manual_seed(args.seed)
@@ -100,13 +113,14 @@ def gather(model: Tiny, args: argparse.Namespace) -> Statistics:
     )
     ladders, severities = (torch.cat(parts) for parts in zip(small, large, strict=True))
     labels = torch.tensor([batches.raw_units(p.mos) for p in scored], dtype=torch.float32)
-    return Statistics(ladders, severities, whole_pictures(model, scored), labels)
+    predictions, costs = prediction_statistics(model, args.denoised) if args.denoised else (ladders[:0, :2], labels[:0])
+    return Statistics(ladders, severities, whole_pictures(model, scored), labels, predictions, costs)
 
 
 def fit(model: Tiny, known: Statistics, args: argparse.Namespace, device: torch.device) -> None:
     """Fit a fresh head in place; the rest of the model stays."""
     known = Statistics(*(value.to(device) for value in vars(known).values()))
-    typical = torch.cat([known.ladders.flatten(0, 1), known.opinions])
+    typical = torch.cat([known.ladders.flatten(0, 1), known.opinions, known.predictions.flatten(0, 1)])
     std, mean = torch.std_mean(typical, 0)
     model.pooled_mean.copy_(mean)
     model.pooled_std.copy_(std + 1e-3)
@@ -114,7 +128,9 @@ def fit(model: Tiny, known: Statistics, args: argparse.Namespace, device: torch.
         layer.reset_parameters()
     model.head.requires_grad_(True)
     head = nn.Sequential(model.head[0], model.head[1], nn.Dropout(0.3), model.head[2]).train()
-    ladders, opinions = ((x - model.pooled_mean) / model.pooled_std for x in (known.ladders, known.opinions))
+    ladders, opinions, predictions = (
+        (x - model.pooled_mean) / model.pooled_std for x in (known.ladders, known.opinions, known.predictions)
+    )
     optimiser = torch.optim.AdamW(head.parameters(), args.lr, weight_decay=0.1)
     generator = torch.Generator().manual_seed(args.seed)
     progress = tqdm(range(args.steps), desc="head")
@@ -128,6 +144,9 @@ def fit(model: Tiny, known: Statistics, args: argparse.Namespace, device: torch.
         ranking = objectives.ladder_ranking(scores, severities) + 0.1 * F.smooth_l1_loss(scores, -severities)
         opinion = F.smooth_l1_loss(guesses, labels) + objectives.correlation(guesses, labels)
         loss = ranking + args.opinion_weight * opinion
+        if len(predictions):
+            rows = torch.randint(len(predictions), (args.batch,), generator=generator)
+            loss = loss + objectives.ladder_ranking(head(predictions[rows]).squeeze(2), known.costs[rows])
         optimiser.zero_grad(set_to_none=True)
         loss.backward()
         optimiser.step()
@@ -142,6 +161,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--data", type=Path, required=True, help="folder with pristine/ and live-challenge/")
     parser.add_argument("--init", type=Path, required=True, help="safetensors file whose head is to be fitted anew")
     parser.add_argument("--out", type=Path, required=True, help="folder for tiny.safetensors and run.json")
+    parser.add_argument("--denoised", type=Path, help="cache made by recipes/demo_generator/denoised.py")
     parser.add_argument("--steps", type=int, default=1500, help="optimiser steps (%(default)s)")
     parser.add_argument("--batch", type=int, default=256, help="ladders a step (%(default)s)")
     parser.add_argument("--lr", type=float, default=1e-3, help="highest learning rate (%(default)s)")
