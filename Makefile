@@ -55,7 +55,9 @@ bench: $(READY) ## the measurements of benchmarks/README.md, printed; ARGS=--pub
 
 train: $(READY) ## train the quality model `tiny` from scratch (IQGUIDE_DATA=folder) into runs/tiny
 	@test -n "$(IQGUIDE_DATA)" || { echo "Name the folder of photographs: make train IQGUIDE_DATA=folder" >&2; exit 1; }
-	$(BIN)/accelerate launch -m iqguide.training.finetune --data "$(IQGUIDE_DATA)" --out runs/tiny $(ARGS)
+	$(BIN)/accelerate launch -m iqguide.training.finetune --data "$(IQGUIDE_DATA)" --out runs/tiny-joint $(ARGS)
+	$(BIN)/accelerate launch -m iqguide.training.refit --data "$(IQGUIDE_DATA)" --init runs/tiny-joint/tiny.safetensors \
+		--out runs/tiny
 
 build: $(READY) ## wheel and source archive in dist/
 	$(BIN)/python -m build
