@@ -308,6 +308,7 @@ def test_second_stages_are_read_at_their_own_noise(make, name):
     for timestep in scheduler.timesteps:
         units = units_now(scheduler, timestep)
         levels.append(units.stage.ratio)
+        assert units.alpha == 0 or units.stage.ratio == pytest.approx(units.sigma / units.alpha)
         sample = torch.full((1, 3, 2, 2), units.alpha * CLEAN + units.sigma * NOISE)
         output = output_of(units, torch.full_like(sample, CLEAN), torch.full_like(sample, NOISE))
         after = scheduler.step(output, timestep, sample).prev_sample
