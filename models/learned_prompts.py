@@ -174,7 +174,7 @@ def load_prompts(prompts: LearnedPrompts, path: str | os.PathLike[str]) -> None:
         own = getattr(prompts, name, None) if name.startswith("token_") else None
         if own is None:
             raise WeightsError(f"{path} has a tensor {name!r} that is not expected.")
-        if own.shape != tensor.shape or not torch.allclose(own, tensor.to(own), atol=1e-2):
+        if own.shape != tensor.shape or not torch.allclose(own, tensor.to(own), rtol=1e-2, atol=1e-3):
             raise WeightsError(f"{path} was learned for other prompts, or on another CLIP: its {name} differs.")
     with torch.no_grad():
         prompts.ctx.copy_(ctx.expand_as(prompts.ctx))

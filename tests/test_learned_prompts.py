@@ -62,6 +62,12 @@ def test_published_shapes(base):
     assert TEXTS["qualiclip+"] == PROMPTS
 
 
+def test_the_context_is_split_round_the_prompt_alone(base):
+    """Numbers of tokens by CLIP's own tokenizer; the published code of CLIP-IQA+ counts three for 'Good photo..'."""
+    assert tuning("qualiclip+", base).prompts.lengths == [3, 3, 3, 3, 3, 3, 5, 5, 5, 3, 5, 5, 3, 3]
+    assert tuning("clipiqa+", base).prompts.lengths == [3, 3]
+
+
 @pytest.mark.parametrize(("name", "temperature"), [("qualiclip+", 2.0), ("clipiqa+", 1.0)])
 def test_score_is_the_formula(name, temperature, clip, base, tmp_path):
     start = tuning(name, base, seed=5)
