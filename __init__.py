@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
 
+WEB_DIRECTORY = "./web"  # help pages of the ComfyUI nodes
+
 _HOMES = {
     "FullReference": ".rewards",
     "ModelSpec": ".models",
@@ -58,3 +60,10 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return sorted({*globals(), *__all__})
+
+
+async def comfy_entrypoint() -> Any:
+    """Called by ComfyUI when this folder is one of its custom nodes; nothing of ComfyUI is imported before."""
+    from .nodes.extension import IQGuideExtension
+
+    return IQGuideExtension()

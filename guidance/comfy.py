@@ -19,7 +19,7 @@ from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
-from .comfy_decoders import find_decoder
+from .comfy_decoders import TINY_BYTES, find_decoder
 from .evaluations import GuidedEvaluations
 from .log import Evaluation
 from .reward_guidance import RewardGuidance
@@ -44,6 +44,7 @@ def patch_model(
     vae: Any | None = None,
     decoder: str = "auto",
     percent: tuple[float, float] | None = None,
+    crop_pixels: int = 0,
     whole_picture: bool = False,
 ) -> ModelPatcher:
     """A clone of a MODEL that guides every sampling it is used for; the original is not touched.
@@ -56,6 +57,8 @@ def patch_model(
         decoder: "auto", "tiny" or "vae", see `find_decoder`.
         percent: (start, end) of the sampling in ComfyUI's sense, 0 <= start < end <= 1, instead of the guidance's
             `noise_window`; turned into noise levels by the model's own schedule when sampling begins.
+        crop_pixels: side of the square that is decoded, if the guidance itself has no `crop`; 0: everything with a tiny
+            decoder, 512 with a VAE.
         whole_picture: never decode a crop: for rewards that compare with a reference.
 
     Returns:
@@ -74,8 +77,9 @@ def patch_model(
     if guidance.scale != 0 and guidance.decoder is None:
         found = find_decoder(model, vae, decoder)
         guidance = replace(guidance, decoder=found)
-        if guidance.crop is None and found.bytes_per_pixel > 5000 and not whole_picture:
-            guidance = replace(guidance, crop=max(CROP_PIXELS // found.factor, 1))
+        side = crop_pixels or (CROP_PIXELS if found.bytes_per_pixel > TINY_BYTES else 0)
+        if guidance.crop is None and side and not whole_picture:
+            guidance = replace(guidance, crop=max(side // found.factor, 1))
         patchers = [*patchers, *([found.patcher] if found.patcher is not None else [])]
     patch = Patch(replace(guidance, chunk=guidance.chunk or 1), percent)
     key = f"{ATTACHMENT}-{uuid.uuid4()}"  # a model may be guided more than once

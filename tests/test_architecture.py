@@ -26,8 +26,8 @@ TABLE = {
     "guidance.comfy": ({"guidance", "guidance.comfy_decoders"}, {"torch", "comfy"}),
     "guidance.comfy_decoders": ({"guidance"}, {"torch", "comfy", "folder_paths"}),
     "nodes": (
-        {"images", "rewards", "rerank", "models", "guidance", "guidance.comfy"},
-        {"torch", "comfy", "comfy_api", "folder_paths", "server"},
+        {"images", "rewards", "rerank", "models", "guidance", "guidance.comfy", "guidance.comfy_decoders"},
+        {"torch", "PIL", "comfy", "comfy_api", "comfy_execution", "folder_paths", "server"},
     ),
     "training": (
         {"images", "models"},

@@ -1,0 +1,1 @@
+"""The ComfyUI nodes. `extension` is imported by ComfyUI alone, through `comfy_entrypoint` of the package."""

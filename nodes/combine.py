@@ -1,0 +1,75 @@
+"""Node: Combine Quality Models."""
+
+from comfy_api.latest import io
+
+from ..rewards import WeightedSum
+from .quality_model import IQ_MODEL, QualityModel
+
+WAYS = ("weighted sum", "mean rank")
+
+
+def combine(
+    first: QualityModel, second: QualityModel, way: str, first_weight: float, second_weight: float
+) -> QualityModel:
+    """Two models as one.
+
+    Raises:
+        ValueError: a model compares with a reference, or a sum has a part that only ranks.
+    """
+    if first.full_reference or second.full_reference:
+        raise ValueError("a model that compares with a reference cannot be combined; use it alone.")
+    name = f"{way} of {first.name} and {second.name}"
+    if way == "mean rank":
+        return QualityModel(name, members=(first, second))
+    terms = ((first.reward_for(), first_weight), (second.reward_for(), second_weight))
+    return QualityModel(name, WeightedSum(*terms), (*first.patchers, *second.patchers))
+
+
+class CombineQualityModels(io.ComfyNode):
+    """Two quality models as one."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        """Inputs and outputs."""
+        return io.Schema(
+            node_id="IQGuideCombineQualityModels",
+            display_name="Combine Quality Models",
+            category="iqguide",
+            description="Use two quality models together, which is harder to fool than one. Chain it for more.",
+            search_aliases=["ensemble", "merge scores", "weighted score", "image quality"],
+            inputs=[
+                IQ_MODEL.Input("first", tooltip="A quality model."),
+                IQ_MODEL.Input("second", tooltip="Another quality model."),
+                io.Combo.Input(
+                    "combine_by",
+                    options=list(WAYS),
+                    default=WAYS[0],
+                    tooltip="weighted sum: of the scores; for guidance, too. mean rank: the mean place within the "
+                    "batch, 1 for a picture that both put first; needs no weights and cannot guide.",
+                ),
+                io.Float.Input(
+                    "first_weight",
+                    default=1.0,
+                    min=-10.0,
+                    max=10.0,
+                    step=0.05,
+                    tooltip="Weight in the sum; below 0 turns the score into a penalty.",
+                ),
+                io.Float.Input(
+                    "second_weight",
+                    default=1.0,
+                    min=-10.0,
+                    max=10.0,
+                    step=0.05,
+                    tooltip="Weight in the sum; below 0 turns the score into a penalty.",
+                ),
+            ],
+            outputs=[IQ_MODEL.Output("quality_model", tooltip="Both as one model.")],
+        )
+
+    @classmethod
+    def execute(
+        cls, first: QualityModel, second: QualityModel, combine_by: str, first_weight: float, second_weight: float
+    ) -> io.NodeOutput:
+        """Combine."""
+        return io.NodeOutput(combine(first, second, combine_by, first_weight, second_weight))

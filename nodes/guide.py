@@ -1,0 +1,147 @@
+"""Node: Quality Guidance."""
+
+from typing import Any
+
+from comfy.model_patcher import ModelPatcher
+from comfy_api.latest import io
+from torch import Tensor
+
+from ..guidance import RewardGuidance
+from ..guidance.comfy import patch_model
+from ..guidance.comfy_decoders import CHOICES
+from .quality_model import IQ_MODEL, QualityModel
+
+
+class QualityGuidance(io.ComfyNode):
+    """A MODEL that steers its sampling towards a higher quality score."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        """Inputs and outputs."""
+        return io.Schema(
+            node_id="IQGuideQualityGuidance",
+            display_name="Quality Guidance",
+            category="iqguide",
+            description="Steer sampling by the gradient of a quality score, with any sampler and scheduler.",
+            search_aliases=["reward guidance", "classifier guidance", "image quality", "iqa", "gradient guidance"],
+            inputs=[
+                io.Model.Input("model", tooltip="The diffusion model; it is not changed, the output is a copy."),
+                IQ_MODEL.Input("quality_model", tooltip="From Load Quality Model; tiny is made for this."),
+                io.Float.Input(
+                    "strength",
+                    default=RewardGuidance.scale,
+                    min=0.0,
+                    max=5.0,
+                    step=0.01,
+                    tooltip="How hard to push, about the same for any number of steps. 0 switches guidance off.",
+                ),
+                io.Float.Input(
+                    "start_percent",
+                    default=0.2,
+                    min=0.0,
+                    max=1.0,
+                    step=0.01,
+                    tooltip="Where in the sampling guidance begins. Early predictions are too blurred to be judged.",
+                ),
+                io.Float.Input(
+                    "end_percent",
+                    default=0.9,
+                    min=0.0,
+                    max=1.0,
+                    step=0.01,
+                    tooltip="Where guidance ends. What is pushed after that would go into the picture unfiltered.",
+                ),
+                io.Combo.Input(
+                    "decoder",
+                    options=list(CHOICES),
+                    default=CHOICES[0],
+                    tooltip="What turns latents into pictures for the score. tiny: a TAESD file in models/vae_approx, "
+                    "fast. vae: the VAE, on a part of the picture; slow. auto: tiny if there is one.",
+                ),
+                io.Int.Input(
+                    "crop",
+                    default=0,
+                    min=0,
+                    max=4096,
+                    step=64,
+                    tooltip="Side in pixels of the part that is decoded, at a new place each time; saves time and "
+                    "memory. 0: everything with a tiny decoder, 512 with a VAE.",
+                    advanced=True,
+                ),
+                io.Int.Input(
+                    "every",
+                    default=RewardGuidance.every,
+                    min=1,
+                    max=100,
+                    tooltip="A new gradient at every n-th step only; the steps between use the last one. Saves time.",
+                    advanced=True,
+                ),
+                io.Int.Input(
+                    "views",
+                    default=RewardGuidance.samples,
+                    min=1,
+                    max=16,
+                    tooltip="Slightly different views over which a gradient is averaged. More is steadier and slower.",
+                    advanced=True,
+                ),
+                io.Float.Input(
+                    "max_drift",
+                    default=RewardGuidance.max_drift,
+                    min=0.0,
+                    max=10.0,
+                    step=0.05,
+                    tooltip="The farthest that all pushes together may move the latent, in its own units. 0: no limit.",
+                    advanced=True,
+                ),
+                io.Vae.Input("vae", optional=True, tooltip="The model's VAE; needed if there is no tiny decoder."),
+                io.Image.Input(
+                    "reference",
+                    optional=True,
+                    tooltip="One picture of the size that is sampled, for models that compare with a reference.",
+                ),
+            ],
+            outputs=[io.Model.Output("model", tooltip="For any sampler; Guidance Report shows what it did.")],
+        )
+
+    @classmethod
+    def validate_inputs(cls, start_percent: float = 0.0, end_percent: float = 1.0, **inputs: object) -> bool | str:
+        """The window must not be empty."""
+        if start_percent < end_percent:
+            return True
+        return f"start_percent is {start_percent} and end_percent {end_percent}; start must be below end."
+
+    @classmethod
+    def execute(
+        cls,
+        model: ModelPatcher,
+        quality_model: QualityModel,
+        strength: float,
+        start_percent: float,
+        end_percent: float,
+        decoder: str,
+        crop: int,
+        every: int,
+        views: int,
+        max_drift: float,
+        vae: Any | None = None,
+        reference: Tensor | None = None,
+    ) -> io.NodeOutput:
+        """Patch a clone."""
+        guidance = RewardGuidance(
+            quality_model.reward_for(reference),
+            scale=strength,
+            every=every,
+            samples=views,
+            max_drift=max_drift or None,
+        )
+        patched = patch_model(
+            model,
+            guidance,
+            patchers=quality_model.get_models(),
+            vae=vae,
+            decoder=decoder,
+            percent=(start_percent, end_percent),
+            crop_pixels=crop,
+            whole_picture=quality_model.full_reference,
+        )
+        return io.NodeOutput(patched)

@@ -1,0 +1,113 @@
+"""Node: Load Quality Model."""
+
+import os
+
+import comfy.model_management
+import folder_paths
+import torch
+from comfy.model_patcher import ModelPatcher
+from comfy_api.latest import io
+
+from ..models import MODELS, create_model, is_cached, list_models
+from .quality_model import IQ_MODEL, QualityModel
+
+FOLDER = "iqa"
+PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+DEFAULT = "default"
+
+
+def add_model_folder() -> None:
+    """Make models/iqa known to ComfyUI; folders of that name in extra_model_paths.yaml are kept."""
+    extensions = set(folder_paths.supported_pt_extensions)
+    known, _ = folder_paths.folder_names_and_paths.get(FOLDER, ([], extensions))
+    own = os.path.join(folder_paths.models_dir, FOLDER)
+    folder_paths.folder_names_and_paths[FOLDER] = (list(dict.fromkeys([*known, own])), extensions)
+
+
+def load_quality_model(name: str, weights: str, precision: str, resize: bool, download: bool) -> QualityModel:
+    """Make a quality model under a patcher of its own.
+
+    Raises:
+        ValueError: the weights are not on this machine and downloading was not asked for.
+        WeightsError: the file does not fit the model, or is damaged.
+    """
+    spec = MODELS[name]
+    path = "default"
+    if weights != DEFAULT:
+        path = folder_paths.get_full_path_or_raise(FOLDER, weights)
+    elif not spec.bundled and not is_cached(spec):
+        path = folder_paths.get_full_path(FOLDER, spec.filename) or "default"
+        if path == "default" and spec.trained and not download:
+            raise ValueError(
+                f"the weights of {name} ({spec.megabytes} MB, licence {spec.licence}) are not on this machine; put "
+                f"{spec.filename} into models/{FOLDER}, or switch download on."
+            )
+    model = create_model(name, weights=path, device="cpu", dtype=PRECISIONS[precision])
+    devices = comfy.model_management.get_torch_device(), comfy.model_management.unet_offload_device()
+    patcher = ModelPatcher(model, *devices)
+    short_side = spec.native_size if resize else None
+    return QualityModel(name, model, (patcher,), spec.full_reference, short_side)
+
+
+class LoadQualityModel(io.ComfyNode):
+    """A quality model by name."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        """Inputs and outputs."""
+        return io.Schema(
+            node_id="IQGuideLoadQualityModel",
+            display_name="Load Quality Model",
+            category="iqguide",
+            description="Load a model that scores the quality of pictures. tiny comes with the pack.",
+            search_aliases=["iqa", "image quality", "aesthetic", "qualiclip", "clip-iqa", "bpclip", "score model"],
+            inputs=[
+                io.Combo.Input(
+                    "model",
+                    options=list_models(),
+                    default="tiny",
+                    tooltip="The quality model. tiny is small, fast and made for guidance; the others read CLIP.",
+                ),
+                io.Combo.Input(
+                    "weights",
+                    options=[DEFAULT, *folder_paths.get_filename_list(FOLDER)] if _has_folder() else [DEFAULT],
+                    default=DEFAULT,
+                    tooltip="default: the model's own weights. Or a file of the same model in models/iqa.",
+                ),
+                io.Boolean.Input(
+                    "download",
+                    default=False,
+                    tooltip="Fetch default weights that are not on this machine. Their licence is that of their "
+                    "authors; qualiclip is for non-commercial use only.",
+                ),
+                io.Combo.Input(
+                    "precision",
+                    options=list(PRECISIONS),
+                    default="float32",
+                    tooltip="Of the network. float32 is exact; the others save memory and change scores slightly.",
+                    advanced=True,
+                ),
+                io.Boolean.Input(
+                    "resize",
+                    default=True,
+                    tooltip="Reduce pictures to the size that the model was made for before scoring them. Scores of "
+                    "very large pictures mean little otherwise.",
+                    advanced=True,
+                ),
+            ],
+            outputs=[IQ_MODEL.Output("quality_model", tooltip="For the other nodes of this category.")],
+        )
+
+    @classmethod
+    def fingerprint_inputs(cls, weights: str = DEFAULT, **inputs: object) -> float:
+        """Load again when the file has changed."""
+        return 0.0 if weights == DEFAULT else os.path.getmtime(folder_paths.get_full_path_or_raise(FOLDER, weights))
+
+    @classmethod
+    def execute(cls, model: str, weights: str, download: bool, precision: str, resize: bool) -> io.NodeOutput:
+        """Load."""
+        return io.NodeOutput(load_quality_model(model, weights, precision, resize, download))
+
+
+def _has_folder() -> bool:
+    return FOLDER in folder_paths.folder_names_and_paths

@@ -1,0 +1,128 @@
+"""What travels on an IQ_MODEL wire, and scoring with it under ComfyUI's own memory management."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import comfy.model_management
+import comfy.utils
+import torch
+from comfy.model_patcher import ModelPatcher
+from comfy_api.latest import io
+from torch import Tensor
+
+from ..images import resize_short_side
+from ..rerank import mean_rank, score_batch
+from ..rewards import FullReference, Resize, Reward
+
+IQ_MODEL = io.Custom("IQ_MODEL")
+BYTES_PER_PIXEL = 2000
+"""What scoring without a gradient needs at most, per pixel of a batch; RN50 in float32."""
+
+
+@dataclass(frozen=True)
+class QualityModel:
+    """A reward and the networks that ComfyUI has to load for it."""
+
+    name: str
+    """For people."""
+
+    reward: Any = None
+    """Images (N, 3, H, W) in [0, 1] -> (N,); with `full_reference` (images, reference) -> (N,). None with `members`."""
+
+    patchers: tuple[ModelPatcher, ...] = ()
+    """Of every network inside the reward."""
+
+    full_reference: bool = False
+    """Whether a picture to compare with is needed."""
+
+    short_side: int | None = None
+    """Larger pictures are reduced to this before they are scored, in pixels; None for never."""
+
+    members: tuple["QualityModel", ...] = ()
+    """Models whose ranks are averaged; such a model has no reward of its own and no gradient."""
+
+    @property
+    def patcher(self) -> ModelPatcher:
+        """The first network; ComfyUI's cache looks for this name."""
+        return self.get_models()[0]
+
+    def get_models(self) -> list[ModelPatcher]:
+        """All networks; ComfyUI looks for this name, too."""
+        return [*self.patchers, *(patcher for member in self.members for patcher in member.get_models())]
+
+    def reward_for(self, reference: Tensor | None = None) -> Reward:
+        """The reward of pictures (N, 3, H, W), compared with a reference (1, H, W, C) where the model needs one.
+
+        Raises:
+            ValueError: a reference is missing or too many, or the model only ranks.
+        """
+        if self.members:
+            raise ValueError(f"{self.name} averages ranks, which have no gradient; combine by weighted sum to guide.")
+        if not self.full_reference:
+            return self._resized(self.reward)
+        if reference is None or len(reference) != 1:
+            raise ValueError(f"{self.name} compares with a picture; connect one picture to the input reference.")
+        picture = to_pictures(reference)
+        if self.short_side is not None:
+            picture = resize_short_side(picture, self.short_side, enlarge=False)
+        return self._resized(FullReference(self.reward, picture))
+
+    def _resized(self, reward: Reward) -> Reward:
+        return reward if self.short_side is None else Resize(reward, self.short_side, enlarge=False)
+
+
+def to_pictures(images: Tensor) -> Tensor:
+    """ComfyUI's IMAGE (N, H, W, C), about [0, 1] -> (N, 3, H, W) float32 in [0, 1]; NaN stays NaN."""
+    return images[..., :3].movedim(-1, 1).float().clamp(0, 1)
+
+
+def score_images(
+    model: QualityModel, images: Tensor, *, batch_size: int = 8, reference: Tensor | None = None
+) -> Tensor:
+    """Score a batch of ComfyUI's IMAGE in chunks.
+
+    Args:
+        model: of an IQ_MODEL wire.
+        images: (N, H, W, C) in [0, 1].
+        batch_size: of a chunk.
+        reference: (1, H, W, C), for models that compare with one.
+
+    Returns:
+        (N,) float32 on the CPU; higher is better.
+
+    Raises:
+        ValueError: a picture or a score is not a number, or the model needs a reference.
+    """
+    if model.members:
+        parts = [score_images(each, images, batch_size=batch_size, reference=reference) for each in model.members]
+        return mean_rank(*parts)
+    reward = model.reward_for(reference)
+    pixels = images.shape[1] * images.shape[2] * min(batch_size, len(images))
+    comfy.model_management.load_models_gpu(
+        model.get_models(), memory_required=pixels * BYTES_PER_PIXEL, force_full_load=True
+    )
+    device = comfy.model_management.get_torch_device()
+    bar = comfy.utils.ProgressBar(len(images))
+    scores = []
+    for chunk in images.split(batch_size):
+        comfy.model_management.throw_exception_if_processing_interrupted()
+        if not chunk.isfinite().all():
+            raise ValueError("a picture holds values that are no numbers (NaN); check the node that made it.")
+        scores.append(score_batch(to_pictures(chunk.to(device)), reward))
+        bar.update(len(chunk))
+    scores = torch.cat(scores)
+    if not scores.isfinite().all():
+        raise ValueError(f"{model.name} gave a score that is no number; try precision float32.")
+    return scores
+
+
+def explain(model: QualityModel, image: Tensor) -> dict[str, dict[str, float]]:
+    """What a model can say of one picture (H, W, C) beyond the score; empty for most. The model must be loaded."""
+    describe = getattr(model.reward, "describe", None)
+    if describe is None or model.full_reference:
+        return {}
+    picture = to_pictures(image[None].to(comfy.model_management.get_torch_device()))
+    if model.short_side is not None:
+        picture = resize_short_side(picture, model.short_side, enlarge=False)
+    with torch.no_grad():
+        return describe(picture).parts

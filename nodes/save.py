@@ -1,0 +1,104 @@
+"""Node: Score and Save."""
+
+import csv
+import json
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import folder_paths
+from comfy.cli_args import args
+from comfy_api.latest import io, ui
+from torch import Tensor
+
+from ..images import save_image
+from .quality_model import IQ_MODEL, QualityModel, score_images, to_pictures
+from .text import show, summary
+
+COLUMNS = ("file", "score", "model")
+
+
+def append_rows(path: str, rows: list[Mapping[str, Any]]) -> None:
+    """Add rows to a CSV; a new file begins with the names of the columns."""
+    is_new = not os.path.exists(path)
+    with open(path, "a", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, COLUMNS)
+        if is_new:
+            writer.writeheader()
+        writer.writerows(rows)
+
+
+class ScoreAndSave(io.ComfyNode):
+    """Pictures with their scores in the file."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        """Inputs and outputs."""
+        return io.Schema(
+            node_id="IQGuideScoreAndSave",
+            display_name="Score and Save",
+            category="iqguide",
+            description="Save pictures as PNG with their scores in the metadata, and add the scores to a CSV.",
+            search_aliases=["save image", "score metadata", "csv", "image quality"],
+            inputs=[
+                IQ_MODEL.Input("quality_model", tooltip="From Load Quality Model."),
+                io.Image.Input("images", tooltip="A batch."),
+                io.String.Input(
+                    "filename_prefix",
+                    default="iqguide",
+                    tooltip="As in Save Image; the CSV beside the pictures is called after it.",
+                ),
+                io.Int.Input(
+                    "batch_size",
+                    default=8,
+                    min=1,
+                    max=1024,
+                    tooltip="Pictures scored at once: memory and speed only.",
+                    advanced=True,
+                ),
+                io.Image.Input(
+                    "reference",
+                    optional=True,
+                    tooltip="One picture of the same size, for models that compare with a reference.",
+                ),
+            ],
+            outputs=[io.Float.Output("scores", is_output_list=True, tooltip="A list, one score per picture.")],
+            hidden=[io.Hidden.unique_id, io.Hidden.prompt, io.Hidden.extra_pnginfo],
+            is_output_node=True,
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        quality_model: QualityModel,
+        images: Tensor,
+        filename_prefix: str,
+        batch_size: int,
+        reference: Tensor | None = None,
+    ) -> io.NodeOutput:
+        """Score, then save."""
+        scores = score_images(quality_model, images, batch_size=batch_size, reference=reference).tolist()
+        height, width = images.shape[1:3]
+        folder, name, counter, subfolder, _ = folder_paths.get_save_image_path(
+            filename_prefix, folder_paths.get_output_directory(), width, height
+        )
+        rows = []
+        for number, (picture, score) in enumerate(zip(to_pictures(images), scores, strict=True), counter):
+            file = f"{name}_{number:05}_.png"
+            save_image(picture, os.path.join(folder, file), cls._metadata(quality_model.name, score))
+            rows.append({"file": file, "score": score, "model": quality_model.name})
+        append_rows(os.path.join(folder, f"{name}.csv"), rows)
+        show(cls, summary(scores))
+        saved = [ui.SavedResult(row["file"], subfolder, io.FolderType.output) for row in rows]
+        return io.NodeOutput(scores, ui=ui.SavedImages(saved))
+
+    @classmethod
+    def _metadata(cls, model: str, score: float) -> dict[str, str]:
+        metadata = {"iqguide": json.dumps({"model": model, "score": score})}
+        if args.disable_metadata:
+            return metadata
+        if cls.hidden.prompt is not None:
+            metadata["prompt"] = json.dumps(cls.hidden.prompt)
+        for key, value in (cls.hidden.extra_pnginfo or {}).items():
+            metadata[key] = json.dumps(value)
+        return metadata

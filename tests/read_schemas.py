@@ -1,0 +1,69 @@
+"""Print the schemas of all nodes as JSON: with the ComfyUI that COMFYUI_DIR names (--real), or with the stand-in.
+
+A program of its own, so that neither leaves its modules in the process of the tests.
+"""
+
+import asyncio
+import json
+import os
+import sys
+from pathlib import Path
+from unittest.mock import MagicMock
+
+TESTS = Path(__file__).resolve().parent
+HOST = ("comfy", "comfy.cli_args", "comfy.ldm.models.autoencoder", "comfy.model_management", "comfy.model_patcher")
+HOST += ("comfy.patcher_extension", "comfy.sd", "comfy.taesd.taesd", "comfy.utils", "comfy_execution.graph_utils")
+HOST += ("folder_paths", "server")
+
+
+def use_standin():
+    sys.path.insert(0, str(TESTS / "v3_standin"))
+    for name in HOST:
+        sys.modules[name] = MagicMock()
+    sys.modules["folder_paths"].folder_names_and_paths = {}
+    sys.modules["folder_paths"].models_dir = ""
+    sys.modules["folder_paths"].supported_pt_extensions = {".safetensors"}
+    sys.modules["folder_paths"].get_filename_list.return_value = []
+
+
+def use_comfyui():
+    sys.path.insert(0, os.environ["COMFYUI_DIR"])
+    from comfy.cli_args import args
+
+    args.cpu = True
+
+
+def as_plain(schema):
+    def of(each):
+        return {"id": each.id, "type": each.get_io_type(), **{k: v for k, v in each.as_dict().items() if v is not None}}
+
+    def out(each):
+        return {"id": each.id, "type": each.get_io_type(), "tooltip": each.tooltip, "list": each.is_output_list}
+
+    return {
+        "id": schema.node_id,
+        "display_name": schema.display_name,
+        "category": schema.category,
+        "description": schema.description,
+        "search_aliases": schema.search_aliases,
+        "is_output_node": schema.is_output_node,
+        "hidden": [hidden.value for hidden in schema.hidden],
+        "inputs": [
+            {k: v for k, v in of(each).items() if k not in ("multiselect", "multiline")} for each in schema.inputs
+        ],
+        "outputs": [out(each) for each in schema.outputs],
+    }
+
+
+async def main():
+    import iqguide
+
+    extension = await iqguide.comfy_entrypoint()
+    await extension.on_load()
+    nodes = await extension.get_node_list()
+    return [as_plain(node.define_schema()) for node in nodes]
+
+
+if __name__ == "__main__":
+    use_comfyui() if "--real" in sys.argv else use_standin()
+    sys.stdout.write("SCHEMAS" + json.dumps(asyncio.run(main())))

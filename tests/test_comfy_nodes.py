@@ -1,0 +1,249 @@
+"""The nodes inside the real ComfyUI, one after the other as a workflow runs them."""
+
+import csv
+import json
+import math
+
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+pytestmark = [pytest.mark.comfy, pytest.mark.filterwarnings("ignore")]
+
+
+@pytest.fixture(scope="module")
+def tiny():
+    import tiny_comfy
+
+    return tiny_comfy
+
+
+@pytest.fixture(scope="module")
+def pack(tiny):
+    """The modules of the pack, loaded as ComfyUI loads them, with models/iqa known."""
+    from iqguide.nodes import combine, guide, load, quality_model, rank, report, save, score
+
+    load.add_model_folder()
+    modules = (combine, guide, load, rank, report, save, score)
+    found = {name: value for module in modules for name, value in vars(module).items() if isinstance(value, type)}
+    return type("Pack", (), {**found, "module": quality_model, "load": load, "add_model_folder": load.add_model_folder})
+
+
+@pytest.fixture(scope="module")
+def quality(pack):
+    """The bundled model, through its node."""
+    with torch.inference_mode():
+        return pack.LoadQualityModel.execute("tiny", "default", False, "float32", True).result[0]
+
+
+class Brightness(nn.Module):
+    """A score that anybody can work out."""
+
+    def __init__(self):
+        super().__init__()
+        self.gain = nn.Parameter(torch.ones(()))
+
+    def forward(self, images):
+        return images.mean((1, 2, 3)) * self.gain
+
+
+@pytest.fixture
+def brightness(pack, tiny):
+    import comfy.model_management as mm
+    from comfy.model_patcher import ModelPatcher
+
+    with torch.inference_mode():
+        patcher = ModelPatcher(Brightness(), mm.get_torch_device(), mm.unet_offload_device())
+        return pack.QualityModel("brightness", patcher.model, (patcher,))
+
+
+def levels(*values, size=40):
+    return torch.tensor(values).reshape(-1, 1, 1, 1).expand(-1, size, size + 8, 3).contiguous()
+
+
+def run(node, *args, **kwargs):
+    with torch.inference_mode():
+        return node.execute(*args, **kwargs).result
+
+
+def test_scores_are_those_of_the_library(pack, quality):
+    import iqguide
+
+    images = torch.rand(5, 40, 56, 3)
+    scores, mean, table = run(pack.ScoreImages, quality, images, 2)
+    expected = iqguide.create_model("tiny")(images.movedim(-1, 1))
+    torch.testing.assert_close(torch.tensor(scores), expected.detach(), rtol=1e-4, atol=1e-5)
+    assert mean == pytest.approx(sum(scores) / 5)
+    rows = json.loads(table)["images"]
+    assert [row["index"] for row in rows] == list(range(5))
+    assert [row["score"] for row in rows] == scores
+
+
+def test_large_pictures_are_reduced_first(pack, quality):
+    from iqguide.images import resize_short_side
+
+    images = torch.rand(1, 600, 700, 3)
+    scores, *_ = run(pack.ScoreImages, quality, images, 2)
+    reduced = resize_short_side(images.movedim(-1, 1), 512)
+    torch.testing.assert_close(torch.tensor(scores), quality.reward(reduced).detach(), rtol=1e-4, atol=1e-5)
+
+
+def test_comfyui_manages_the_memory_of_the_model(pack, quality):
+    import comfy.model_management as mm
+
+    mm.unload_all_models()
+    run(pack.ScoreImages, quality, levels(0.5), 8)
+    assert any(loaded.model is quality.patcher for loaded in mm.current_loaded_models)
+    assert quality.get_models() == [quality.patcher]
+
+
+def test_pictures_that_are_no_numbers_are_refused(pack, brightness):
+    images = levels(0.5, 0.6)
+    images[1, 3, 3, 0] = math.nan
+    with pytest.raises(ValueError, match="NaN"):
+        run(pack.ScoreImages, brightness, images, 8)
+
+
+def test_alpha_and_overshoot_do_not_count(pack, brightness):
+    images = torch.cat([levels(1.5), torch.zeros(1, 40, 48, 1)], -1)
+    assert run(pack.ScoreImages, brightness, images, 8)[0] == [1.0]
+
+
+def test_ranking_keeps_the_best_and_what_belongs_to_them(pack, brightness):
+    import folder_paths
+
+    images = levels(0.2, 0.8, 0.5)
+    latents = {"samples": torch.arange(3.0).reshape(3, 1, 1, 1).expand(3, 4, 5, 6)}
+    best, rest, picked, masks, scores, indices, table = run(
+        pack.RankImages, brightness, images, 2, -1000.0, 8, latents, torch.arange(3.0).reshape(3, 1, 1)
+    )
+    assert torch.equal(best, images[[1, 2]])
+    assert torch.equal(rest, images[[0]])
+    assert picked["samples"][:, 0, 0, 0].tolist() == [1, 2]
+    assert picked["batch_index"] == [1, 2]
+    assert masks.flatten().tolist() == [1, 2]
+    assert indices == [1, 2, 0]
+    assert scores == pytest.approx([0.8, 0.5, 0.2])
+    assert [row["kept"] for row in json.loads(table)["images"]] == [True, True, False]
+    assert folder_paths.get_temp_directory()
+
+
+def test_ranking_blocks_outputs_that_have_nothing(pack, brightness):
+    from comfy_execution.graph_utils import ExecutionBlocker
+
+    best, rest, latents, masks, *_ = run(pack.RankImages, brightness, levels(0.2, 0.8), 5, -1000.0, 8)
+    assert len(best) == 2
+    assert isinstance(rest, ExecutionBlocker)
+    assert rest.message is None
+    assert "nothing at its input latents" in latents.message
+    best, rest, latents, *_ = run(pack.RankImages, brightness, levels(0.2, 0.8), 5, 0.9, 8)
+    assert isinstance(best, ExecutionBlocker)
+    assert best.message is None
+    assert latents.message is None
+    assert len(rest) == 2
+
+
+def test_weighted_sums_add_scores_and_guide(pack, brightness):
+    (both,) = run(pack.CombineQualityModels, brightness, brightness, "weighted sum", 2.0, -0.5)
+    assert run(pack.ScoreImages, both, levels(0.4), 8)[0] == pytest.approx([0.6])
+    assert both.reward_for() is not None
+    assert len(both.get_models()) == 2
+
+
+def test_mean_ranks_are_of_the_whole_batch_and_do_not_guide(pack, brightness):
+    (dark,) = run(pack.CombineQualityModels, brightness, brightness, "weighted sum", -1.0, 0.0)
+    (both,) = run(pack.CombineQualityModels, brightness, dark, "mean rank", 1.0, 1.0)
+    assert run(pack.ScoreImages, both, levels(0.1, 0.5, 0.9), 1)[0] == pytest.approx([0.5, 0.5, 0.5])
+    (same,) = run(pack.CombineQualityModels, brightness, brightness, "mean rank", 1.0, 1.0)
+    assert run(pack.ScoreImages, same, levels(0.1, 0.5, 0.9), 1)[0] == pytest.approx([0.0, 0.5, 1.0])
+    with pytest.raises(ValueError, match="no gradient"):
+        same.reward_for()
+
+
+def test_full_reference_models_need_one_picture_of_the_same_size(pack, brightness):
+    model = pack.QualityModel("near", lambda a, b: -(a - b).abs().mean((1, 2, 3)), brightness.patchers, True)
+    assert run(pack.ScoreImages, model, levels(0.4, 0.5), 8, levels(0.5))[0] == pytest.approx([-0.1, 0.0], abs=1e-6)
+    with pytest.raises(ValueError, match="connect one picture to the input reference"):
+        run(pack.ScoreImages, model, levels(0.4), 8)
+    with pytest.raises(ValueError, match="equal sizes"):
+        run(pack.ScoreImages, model, levels(0.4), 8, levels(0.5, size=64))
+
+
+def test_saved_pictures_hold_their_scores(pack, brightness, monkeypatch, tmp_path):
+    import folder_paths
+
+    monkeypatch.setattr(folder_paths, "output_directory", str(tmp_path))
+    monkeypatch.setattr(
+        pack.ScoreAndSave, "hidden", type("H", (), {"prompt": {"1": {}}, "extra_pnginfo": None, "unique_id": None})
+    )
+    for value in (0.2, 0.8):
+        run(pack.ScoreAndSave, brightness, levels(value), "part/test", 8)
+    files = sorted((tmp_path / "part").glob("*.png"))
+    assert [file.name for file in files] == ["test_00001_.png", "test_00002_.png"]
+    with Image.open(files[1]) as picture:
+        assert json.loads(picture.text["iqguide"])["score"] == pytest.approx(0.8)
+        assert json.loads(picture.text["prompt"]) == {"1": {}}
+        assert picture.getpixel((0, 0)) == (204, 204, 204)
+    with open(tmp_path / "part" / "test.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["file"], round(float(row["score"]), 4)) for row in rows] == [
+        ("test_00001_.png", 0.2),
+        ("test_00002_.png", 0.8),
+    ]
+
+
+def test_guidance_and_its_report(pack, quality, tiny):
+    model, vae = tiny.v_model(), tiny.taesd_vae()
+    settings = (0.3, 0.0, 0.95, "auto", 0, 1, 1, 0.5)
+    (patched,) = run(pack.QualityGuidance, model, quality, *settings, vae)
+    before, after = (tiny.sample(each, 4, batch=6, size=8) for each in (model, patched))
+    with torch.inference_mode():
+        margins = [quality.reward.margin(vae.decode(z).movedim(-1, 1)) for z in (before, after)]
+    assert (margins[1] > margins[0]).sum() >= 5
+    plot, log = run(pack.GuidanceReport, patched, after)
+    assert plot.shape[0] == 1
+    assert plot.shape[-1] == 3
+    entries = json.loads(log)[0]
+    assert len(entries) == 6
+    assert all(entry["score_after"][0] > entry["score_before"][0] for entry in entries if entry["skipped"] is None)
+    assert all(parameter.requires_grad is False for parameter in quality.reward.parameters())
+
+
+def test_a_report_says_what_is_missing(pack, quality, tiny):
+    model, vae = tiny.v_model(), tiny.taesd_vae()
+    with pytest.raises(ValueError, match="has no guidance"):
+        run(pack.GuidanceReport, model, None)
+    (patched,) = run(pack.QualityGuidance, model, quality, 0.3, 0.2, 0.9, "auto", 0, 1, 1, 0.5, vae)
+    with pytest.raises(ValueError, match="has not sampled yet"):
+        run(pack.GuidanceReport, patched, None)
+
+
+def test_an_empty_window_is_refused_before_the_run(pack):
+    assert pack.QualityGuidance.validate_inputs(start_percent=0.2, end_percent=0.9) is True
+    assert "start must be below end" in pack.QualityGuidance.validate_inputs(start_percent=0.9, end_percent=0.2)
+
+
+def test_nothing_is_downloaded_unasked(pack, monkeypatch, tmp_path):
+    monkeypatch.setenv("IQGUIDE_CACHE", str(tmp_path))
+    monkeypatch.setattr(pack.load, "is_cached", lambda spec: False)
+    with pytest.raises(ValueError, match=r"put qualiclip\.pth into models/iqa, or switch download on"):
+        run(pack.LoadQualityModel, "qualiclip", "default", False, "float32", True)
+
+
+def test_weights_from_the_folder(pack, tiny, monkeypatch, tmp_path):
+    import folder_paths
+    import safetensors.torch
+
+    import iqguide
+
+    other = iqguide.create_model("tiny", weights="random", seed=5)
+    safetensors.torch.save_file(other.state_dict(), tmp_path / "mine.safetensors")
+    monkeypatch.setitem(folder_paths.folder_names_and_paths, "iqa", ([str(tmp_path)], {".safetensors"}))
+    folder_paths.filename_list_cache.clear()
+    (loaded,) = run(pack.LoadQualityModel, "tiny", "mine.safetensors", False, "float32", True)
+    images = torch.rand(2, 40, 40, 3)
+    expected = other(images.movedim(-1, 1)).detach()
+    torch.testing.assert_close(torch.tensor(run(pack.ScoreImages, loaded, images, 8)[0]), expected)
+    assert pack.LoadQualityModel.fingerprint_inputs(weights="mine.safetensors") > 0
+    folder_paths.filename_list_cache.clear()

@@ -1,0 +1,68 @@
+"""The parts of the ComfyUI nodes that need no ComfyUI: picking, labelling, plotting."""
+
+import pytest
+import torch
+
+from iqguide.nodes.picking import chosen, labelled, pick_latents, pick_masks, stack
+from iqguide.nodes.plot import HEIGHT, ORANGE, WIDTH, above_each_other, line_plot
+
+
+def test_latents_keep_what_makes_their_noise_again():
+    latents = {"samples": torch.arange(4.0).reshape(4, 1, 1, 1), "noise_mask": torch.arange(4.0).reshape(4, 1, 1)}
+    picked = pick_latents(latents, [2, 0], 4)
+    assert picked["samples"].flatten().tolist() == [2, 0]
+    assert picked["noise_mask"].flatten().tolist() == [2, 0]
+    assert picked["batch_index"] == [2, 0]
+    assert pick_latents(picked, [1], 2)["batch_index"] == [0]  # also the second time
+    assert "batch_index" not in latents
+
+
+@pytest.mark.parametrize(("count", "expected"), [(1, [0, 0]), (2, [1, 0]), (4, [3, 0])])
+def test_masks_repeat_as_in_comfyui(count, expected):
+    masks = torch.arange(float(count)).reshape(count, 1, 1)
+    found = pick_masks(masks, [3, 0], 4)
+    assert (found if count > 1 else found.expand(2, 1, 1)).flatten().tolist() == expected
+
+
+def test_misfits_are_refused():
+    with pytest.raises(ValueError, match="got 3 latents for 4 pictures"):
+        pick_latents({"samples": torch.zeros(3, 4, 8, 8)}, [0], 4)
+    with pytest.raises(ValueError, match="got 5 masks for 4 pictures"):
+        pick_masks(torch.zeros(5, 8, 8), [0], 4)
+
+
+def test_the_best_and_the_rest():
+    scores, order = [0.2, 0.9, 0.5, 0.5], [1, 2, 3, 0]
+    assert chosen(scores, order, 2, -1000.0) == ([1, 2], [3, 0])
+    assert chosen(scores, order, 9, -1000.0) == ([1, 2, 3, 0], [])
+    assert chosen(scores, order, 4, 0.5) == ([1, 2, 3], [0])
+    assert chosen(scores, order, 1, 0.95) == ([], [1, 2, 3, 0])
+
+
+def test_a_label_covers_a_corner_only():
+    image = torch.full((64, 96, 3), 0.5)
+    found = labelled(image, "#1 0.5")
+    assert found.shape == image.shape
+    assert found[:20, :40].std() > 0.1
+    assert (found[32:] - 0.5).abs().max() < 0.003
+    assert labelled(torch.rand(40, 40, 4) * 2 - 0.5, "x").shape == (40, 40, 3)  # alpha and overshoot
+
+
+def test_stack_keeps_the_order():
+    images = torch.arange(3.0).reshape(3, 1, 1, 1)
+    assert stack(images, [2, 0]).flatten().tolist() == [2, 0]
+
+
+def test_a_rising_line_rises():
+    plot = line_plot("t", [("line", ORANGE, [(1.0, 0.0), (0.0, 1.0)])], (1.0, 0.0))
+    assert plot.size == (WIDTH, HEIGHT)
+    spots = [(x, y) for x in range(60, WIDTH) for y in range(30, HEIGHT - 30) if plot.getpixel((x, y)) == ORANGE]
+    (left, low), (right, high) = min(spots), max(spots)
+    assert right - left > 500
+    assert low - high > 100  # rows count downwards
+    assert above_each_other([plot, plot]).size == (WIDTH, 2 * HEIGHT)
+
+
+@pytest.mark.parametrize("points", [[], [(0.5, 2.0)], [(1.0, 3.0), (0.0, 3.0)]])
+def test_plots_of_little_or_level_data(points):
+    assert line_plot("t", [("line", ORANGE, points)], (0.5, 0.5)).size == (WIDTH, HEIGHT)
