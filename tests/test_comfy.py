@@ -70,12 +70,17 @@ def test_samplers(sampler, tiny, comfy_adapter, kinds):
 
 
 def check_sampler(sampler, kind, tiny, comfy_adapter, kinds):
+    assert better_with(sampler, kind, tiny, comfy_adapter, kinds) >= 5
+
+
+def better_with(sampler, kind, tiny, comfy_adapter, kinds, **guidance):
+    """Of six samples, how many have a higher score when guided."""
     model, channels, vae = kinds[kind]
     settings = {"sampler": sampler, "batch": 6, "steps": 6}
     before = tiny.sample(model, channels, **settings)
-    after = tiny.sample(guided(comfy_adapter, model, vae), channels, **settings)
+    after = tiny.sample(guided(comfy_adapter, model, vae, **guidance), channels, **settings)
     assert after.isfinite().all()
-    assert (scores(vae, after) > scores(vae, before)).sum() >= 5
+    return (scores(vae, after) > scores(vae, before)).sum().item()
 
 
 @pytest.mark.slow
@@ -83,14 +88,10 @@ def check_sampler(sampler, kind, tiny, comfy_adapter, kinds):
 def test_every_sampler_of_the_checkout(kind, tiny, comfy_adapter, kinds):
     import comfy.samplers
 
-    failed = []
-    for sampler in comfy.samplers.SAMPLER_NAMES:
-        try:
-            check_sampler(sampler, kind, tiny, comfy_adapter, kinds)
-        except AssertionError as error:
-            failed.append(f"{sampler}: {error}")
-    assert len(comfy.samplers.SAMPLER_NAMES) >= 40
-    assert failed == []
+    samplers = comfy.samplers.SAMPLER_NAMES
+    assert len(samplers) >= 40
+    better = {sampler: better_with(sampler, kind, tiny, comfy_adapter, kinds, scale=0.2) for sampler in samplers}
+    assert {sampler: count for sampler, count in better.items() if count < 5} == {}
 
 
 @pytest.mark.slow
@@ -272,8 +273,9 @@ def test_a_lora_stays_in_force(tiny, comfy_adapter, kinds):
 
 
 def test_custom_sampling_nodes(tiny, comfy_adapter, kinds):
-    import nodes
     from comfy_extras import nodes_custom_sampler as custom
+
+    import nodes
 
     model, channels, vae = kinds["flow"]
     patched = guided(comfy_adapter, model, vae)

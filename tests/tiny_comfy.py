@@ -17,9 +17,10 @@ import comfy.model_patcher
 import comfy.ops
 import comfy.sd
 import comfy.supported_models
-import nodes
 import torch
 from comfy.taesd.taesd import TAESD
+
+import nodes
 
 UNET = {
     "image_size": 32,
@@ -64,8 +65,9 @@ def unet_model(kind=None):
     kind = comfy.model_base.ModelType.EPS if kind is None else kind
     model = comfy.model_base.BaseModel(config, kind, device="cpu")
     randomize(model.diffusion_model)
-    if kind == comfy.model_base.ModelType.EPS:  # most of the input is noise; else the latents would have a size of 15
-        model.diffusion_model.register_forward_hook(lambda module, inputs, output: inputs[0] + 0.3 * output)
+    # Near to what is right for latents of size 1, all noise as eps and 0 as v; else samples would be chaos of any size.
+    share = 1.0 if kind == comfy.model_base.ModelType.EPS else 0.0
+    model.diffusion_model.register_forward_hook(lambda module, inputs, output: share * inputs[0] + 0.3 * output)
     cpu = torch.device("cpu")
     return comfy.model_patcher.CoreModelPatcher(model, load_device=cpu, offload_device=cpu)
 
