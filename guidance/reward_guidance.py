@@ -45,8 +45,9 @@ class RewardGuidance:
     noise_window: tuple[float, float] = (0.75, 0.15)
     """Noise levels, sigma / (alpha + sigma) in (0, 1), between which guidance acts: (start, stop), start > stop."""
 
-    every: int = 1
-    """A gradient at each k-th evaluation inside the window; the evaluations between reuse the last direction."""
+    every: int = 2
+    """A gradient at each k-th evaluation inside the window; the evaluations between reuse the last direction. 2 halves
+    the cost; a sampler of a few steps may want 1."""
 
     ema: float = 0.5
     """Half-life of the direction's moving average, in units of log(sigma / alpha); 0 for none."""

@@ -28,7 +28,7 @@ def contrast(images):
 
 
 def guidance(**settings):
-    return RewardGuidance(**{"reward": mean, "scale": 0.3} | settings)
+    return RewardGuidance(**{"reward": mean, "scale": 0.3, "every": 1} | settings)
 
 
 def log_length(start, stop):

@@ -18,7 +18,7 @@ def mean(images):
 
 def guided(ratios, **settings):
     settings = {"decoder": lambda latents: latents, "noise": 0.0, "max_drift": None, "scale": 0.1} | settings
-    return GuidedEvaluations(RewardGuidance(mean, **settings).start(), ratios)
+    return GuidedEvaluations(RewardGuidance(mean, **{"every": 1} | settings).start(), ratios)
 
 
 def schedule(count):
