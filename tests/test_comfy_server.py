@@ -1,0 +1,144 @@
+"""The pack in a started ComfyUI server: it loads, is quick and quiet, and its workflows run through /prompt."""
+
+import json
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+pytestmark = pytest.mark.comfy
+ROOT = Path(__file__).resolve().parents[1]
+API = sorted((ROOT / "tests" / "workflows_api").glob("*.json"))
+FOLDER = "ComfyUI-IQGuide"
+
+
+class Server:
+    """A ComfyUI on the CPU, with this repository and the tiny models as its custom nodes."""
+
+    def __init__(self, base: Path):
+        self.base = base
+        for name in ("custom_nodes", "input"):
+            (base / name).mkdir()
+        (base / "custom_nodes" / FOLDER).symlink_to(ROOT)
+        shutil.copy2(ROOT / "tests" / "comfy_tiny_models.py", base / "custom_nodes")
+        (base / "input" / "pictures").mkdir()
+        for name, size in (("a", (96, 64)), ("b", (64, 80))):
+            Image.effect_noise(size, 60).convert("RGB").save(base / "input" / "pictures" / f"{name}.png")
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            self.port = free.getsockname()[1]
+        flags = "--cpu --disable-api-nodes --disable-auto-launch --database-url sqlite:///:memory:".split()
+        command = [sys.executable, "main.py", *flags, "--base-directory", str(base), "--port", str(self.port)]
+        self.log = base / "log.txt"
+        environment = {**os.environ, "IQGUIDE_TESTS": str(ROOT / "tests")}
+        with self.log.open("w") as log:
+            self.process = subprocess.Popen(
+                command, cwd=os.environ["COMFYUI_DIR"], env=environment, stdout=log, stderr=subprocess.STDOUT
+            )
+
+    def get(self, path):
+        with urllib.request.urlopen(f"http://127.0.0.1:{self.port}{path}", timeout=60) as answer:
+            return answer.read().decode()
+
+    def wait(self, seconds=400):
+        for _ in range(seconds):
+            assert self.process.poll() is None, self.log.read_text("utf-8")[-3000:]
+            try:
+                return self.get("/system_stats")
+            except (urllib.error.URLError, ConnectionError):
+                time.sleep(1)
+        raise AssertionError(self.log.read_text("utf-8")[-3000:])
+
+    def run(self, prompt, seconds=300):
+        """Outputs of all output nodes; fails with the server's message."""
+        body = json.dumps({"prompt": prompt}).encode()
+        request = urllib.request.Request(f"http://127.0.0.1:{self.port}/prompt", body)
+        try:
+            with urllib.request.urlopen(request, timeout=60) as answer:
+                number = json.loads(answer.read())["prompt_id"]
+        except urllib.error.HTTPError as error:
+            raise AssertionError(error.read().decode()) from error
+        for _ in range(2 * seconds):
+            history = json.loads(self.get(f"/history/{number}"))
+            if number in history:
+                assert history[number]["status"]["status_str"] == "success", history[number]["status"]
+                return history[number]["outputs"]
+            time.sleep(0.5)
+        raise AssertionError("the workflow did not end")
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    server = Server(tmp_path_factory.mktemp("comfy"))
+    try:
+        server.wait()
+        yield server
+    finally:
+        server.process.terminate()
+        server.process.wait(30)
+
+
+@pytest.fixture(scope="module")
+def object_info(server):
+    return json.loads(server.get("/object_info"))
+
+
+def test_the_pack_loads_without_a_word(server, object_info):
+    log = server.log.read_text("utf-8")
+    ours = [line for line in log.splitlines() if FOLDER in line]
+    assert len(ours) == 1, ours  # the line of the import times
+    (seconds,) = re.findall(r" ([\d.]+) seconds: ", ours[0])
+    assert float(seconds) < 1.0  # torch is there already
+    assert len([name for name in object_info if name.startswith("IQGuide")]) == 7
+
+
+def test_help_and_translations_are_served(server, object_info):
+    for name in (name for name in object_info if name.startswith("IQGuide")):
+        assert server.get(f"/extensions/{FOLDER}/docs/{name}.md").startswith("# ")
+    texts = json.loads(server.get("/i18n"))
+    assert texts["zh"]["nodeDefs"]["IQGuideScoreImages"]["display_name"] == "图像打分"
+
+
+def test_the_workflows_are_offered(server):
+    offered = json.loads(server.get("/workflow_templates"))
+    assert set(offered[FOLDER]) == {path.stem for path in (ROOT / "workflows").glob("*.json")}
+
+
+@pytest.mark.parametrize("path", API, ids=lambda path: path.stem)
+def test_workflows_run(path, server):
+    outputs = server.run(json.loads(path.read_text("utf-8")))
+    assert outputs
+    for images in (output["images"] for output in outputs.values() if "images" in output):
+        for image in images:
+            folder = server.base / {"temp": "temp", "output": "output"}[image["type"]]
+            with Image.open(folder / image["subfolder"] / image["filename"]) as picture:
+                assert min(picture.size) >= 32
+
+
+def test_strength_zero_gives_the_same_picture(server):
+    prompt = json.loads((ROOT / "tests" / "workflows_api" / "guided_sd.json").read_text("utf-8"))
+    (guide,) = (node for node in prompt.values() if node["class_type"] == "IQGuideQualityGuidance")
+    (sampler,) = (node for node in prompt.values() if node["class_type"] == "KSampler")
+    prompt = {key: node for key, node in prompt.items() if node["class_type"] != "IQGuideGuidanceReport"}
+
+    def picture():
+        outputs = server.run(prompt)
+        (image,) = next(output["images"] for output in outputs.values() if "images" in output)
+        with Image.open(server.base / "output" / image["subfolder"] / image["filename"]) as opened:
+            return opened.convert("RGB").tobytes()
+
+    guided = picture()
+    guide["inputs"]["strength"] = 0.0
+    without = picture()
+    sampler["inputs"]["model"] = guide["inputs"]["model"]
+    assert picture() == without
+    assert guided != without
