@@ -76,7 +76,8 @@ def check_sampler(sampler, kind, tiny, comfy_adapter, kinds):
 def better_with(sampler, kind, tiny, comfy_adapter, kinds, **guidance):
     """Of six samples, how many have a higher score when guided."""
     model, channels, vae = kinds[kind]
-    settings = {"sampler": sampler, "batch": 6, "steps": 6}
+    # Steps of about equal size in log sigma: dpmpp_3m_sde diverges on others, guided or not.
+    settings = {"sampler": sampler, "batch": 6, "steps": 8, "scheduler": "exponential"}
     before = tiny.sample(model, channels, **settings)
     after = tiny.sample(guided(comfy_adapter, model, vae, **guidance), channels, **settings)
     assert after.isfinite().all()
@@ -90,7 +91,7 @@ def test_every_sampler_of_the_checkout(kind, tiny, comfy_adapter, kinds):
 
     samplers = comfy.samplers.SAMPLER_NAMES
     assert len(samplers) >= 40
-    better = {sampler: better_with(sampler, kind, tiny, comfy_adapter, kinds, scale=0.2) for sampler in samplers}
+    better = {sampler: better_with(sampler, kind, tiny, comfy_adapter, kinds) for sampler in samplers}
     assert {sampler: count for sampler, count in better.items() if count < 5} == {}
 
 
