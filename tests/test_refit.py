@@ -56,7 +56,12 @@ def test_a_fitted_head_says_what_the_statistics_say():
     causes[..., 0], causes[..., 1] = severities, 0
     others[:, 0], others[:, 1] = 2, labels
     ladders, opinions = causes @ mixing, others @ mixing
-    model, settings = Tiny().eval(), argparse.Namespace(seed=0, steps=150, batch=64, lr=3e-3, opinion_weight=1.0)
+    model, settings = (
+        Tiny().eval(),
+        argparse.Namespace(
+            seed=0, steps=150, batch=64, lr=3e-3, opinion_weight=1.0, dropout=0.3, slope=0.5, prediction_weight=1.0
+        ),
+    )
     known = refit.Statistics(
         ladders[:150], severities[:150], opinions[:200], labels[:200], ladders[:150, 1:3] + 1, severities[:150, 1:3]
     )

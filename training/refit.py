@@ -127,7 +127,7 @@ def fit(model: Tiny, known: Statistics, args: argparse.Namespace, device: torch.
     for layer in (model.head[0], model.head[2]):
         layer.reset_parameters()
     model.head.requires_grad_(True)
-    head = nn.Sequential(model.head[0], model.head[1], nn.Dropout(0.3), model.head[2]).train()
+    head = nn.Sequential(model.head[0], model.head[1], nn.Dropout(args.dropout), model.head[2]).train()
     ladders, opinions, predictions = (
         (x - model.pooled_mean) / model.pooled_std for x in (known.ladders, known.opinions, known.predictions)
     )
@@ -141,12 +141,15 @@ def fit(model: Tiny, known: Statistics, args: argparse.Namespace, device: torch.
         picks = torch.randint(len(opinions), (128,), generator=generator)
         scores, severities = head(ladders[rows]).squeeze(2), known.severities[rows]
         guesses, labels = head(opinions[picks]).squeeze(1), known.labels[picks]
-        ranking = objectives.ladder_ranking(scores, severities) + 0.1 * F.smooth_l1_loss(scores, -severities)
+        ranking = objectives.ladder_ranking(scores, severities, args.slope) + 0.1 * F.smooth_l1_loss(
+            scores, -severities
+        )
         opinion = F.smooth_l1_loss(guesses, labels) + objectives.correlation(guesses, labels)
         loss = ranking + args.opinion_weight * opinion
         if len(predictions):
             rows = torch.randint(len(predictions), (args.batch,), generator=generator)
-            loss = loss + objectives.ladder_ranking(head(predictions[rows]).squeeze(2), known.costs[rows])
+            order = objectives.ladder_ranking(head(predictions[rows]).squeeze(2), known.costs[rows])
+            loss = loss + args.prediction_weight * order
         optimiser.zero_grad(set_to_none=True)
         loss.backward()
         optimiser.step()
@@ -162,14 +165,17 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--init", type=Path, required=True, help="safetensors file whose head is to be fitted anew")
     parser.add_argument("--out", type=Path, required=True, help="folder for tiny.safetensors and run.json")
     parser.add_argument("--denoised", type=Path, help="cache made by recipes/demo_generator/denoised.py")
-    parser.add_argument("--steps", type=int, default=1500, help="optimiser steps (%(default)s)")
+    parser.add_argument("--steps", type=int, default=2000, help="optimiser steps (%(default)s)")
     parser.add_argument("--batch", type=int, default=256, help="ladders a step (%(default)s)")
     parser.add_argument("--lr", type=float, default=1e-3, help="highest learning rate (%(default)s)")
+    parser.add_argument("--dropout", type=float, default=0.3, help="of the hidden layer (%(default)s)")
+    parser.add_argument("--slope", type=float, default=1.0, help="ranking margin per unit of severity (%(default)s)")
     parser.add_argument("--opinion-weight", type=float, default=1.0, help="of people's scores (%(default)s)")
+    parser.add_argument("--prediction-weight", type=float, default=0.3, help="of denoised predictions (%(default)s)")
     parser.add_argument("--crop", type=int, default=128, help="side of the ladder crops, px (%(default)s)")
-    parser.add_argument("--each", type=int, default=3, help="crops per photograph (%(default)s)")
+    parser.add_argument("--each", type=int, default=2, help="crops per photograph (%(default)s)")
     parser.add_argument("--large-crop", type=int, default=384, help="side of the large ladder crops, px (%(default)s)")
-    parser.add_argument("--large", type=int, default=40, help="photographs with a large crop (%(default)s)")
+    parser.add_argument("--large", type=int, default=30, help="photographs with a large crop (%(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of everything random (%(default)s)")
     args = parser.parse_args(arguments)
     torch.manual_seed(args.seed)
