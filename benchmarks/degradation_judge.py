@@ -77,6 +77,20 @@ class DegradationJudge:
         return -expected_strength(*self.network(images))
 
 
+class CleanLogOdds(DegradationJudge):
+    """The same network's log-odds of "clean" against every degradation, images (N, 3, H, W) in [0, 1] -> (N,) float32.
+
+    Unlike the expected strength it does not saturate on pictures that it holds for nearly clean.
+    """
+
+    name = "log-odds of clean"
+
+    @torch.no_grad()
+    def __call__(self, images: Tensor) -> Tensor:
+        logits, _ = self.network(images)
+        return logits[:, 0] - logits[:, 1:].logsumexp(1)
+
+
 class Examples:
     """Endless degraded crops: images (N, 3, side, side), kinds (N,), strengths (N,)."""
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from artefacts import MEASURES
 from degradation_judge import REPORT as NETWORK_REPORT
-from degradation_judge import DegradationJudge
+from degradation_judge import CleanLogOdds, DegradationJudge
 from degradations import KINDS
 from niqe import REPORT as STATISTICS_REPORT
 from niqe import NaturalStatistics
@@ -25,7 +25,7 @@ from tqdm import tqdm
 
 def judges() -> dict[str, object]:
     """Name -> callable, images (N, 3, H, W) in [0, 1] -> (N,), higher is better."""
-    return {judge.name: judge for judge in (NaturalStatistics(), DegradationJudge())}
+    return {judge.name: judge for judge in (NaturalStatistics(), DegradationJudge(), CleanLogOdds())}
 
 
 def load(paths: list[Path]) -> Tensor:

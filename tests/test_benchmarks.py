@@ -294,7 +294,7 @@ def test_harness_end_to_end_and_resumed(pipeline, tmp_path, capsys, monkeypatch)
         assert sheet.size == (3 * 128, 2 * 128 + 6)
     rows = (tmp_path / "demo_quality.csv").read_text().splitlines()
     assert len(rows) == 1 + 5 * 3
-    assert rows[0].startswith("seed,prompt,method,reward,natural statistics,degradations,hf_energy")
+    assert rows[0].startswith("seed,prompt,method,reward,natural statistics,degradations,log-odds of clean,hf_energy")
     unguided, guided = (np.asarray(Image.open(tmp_path / m / "1.png"), int) for m in ("unguided", "guided"))
     assert not np.array_equal(unguided, guided)
 
