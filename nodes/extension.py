@@ -2,6 +2,7 @@
 
 from comfy_api.latest import ComfyExtension, io
 
+from .attributes import AttributeGuidance
 from .combine import CombineQualityModels
 from .guide import QualityGuidance
 from .load import LoadQualityModel, add_model_folder
@@ -17,6 +18,7 @@ NODES: list[type[io.ComfyNode]] = [
     RankImages,
     ScoreAndSave,
     QualityGuidance,
+    AttributeGuidance,
     GuidanceReport,
 ]
 

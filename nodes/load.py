@@ -1,6 +1,7 @@
 """Node: Load Quality Model."""
 
 import os
+from typing import Any
 
 import comfy.model_management
 import folder_paths
@@ -24,8 +25,10 @@ def add_model_folder() -> None:
     folder_paths.folder_names_and_paths[FOLDER] = (list(dict.fromkeys([*known, own])), extensions)
 
 
-def load_quality_model(name: str, weights: str, precision: str, resize: bool, download: bool) -> QualityModel:
-    """Make a quality model under a patcher of its own.
+def load_quality_model(
+    name: str, weights: str, precision: str, resize: bool, download: bool, **options: Any
+) -> QualityModel:
+    """Make a quality model under a patcher of its own; `options` are those of `create_model`.
 
     Raises:
         ValueError: the weights are not on this machine and downloading was not asked for.
@@ -42,7 +45,7 @@ def load_quality_model(name: str, weights: str, precision: str, resize: bool, do
                 f"the weights of {name} ({spec.megabytes} MB, licence {spec.licence}) are not on this machine; put "
                 f"{spec.filename} into models/{FOLDER}, or switch download on."
             )
-    model = create_model(name, weights=path, device="cpu", dtype=PRECISIONS[precision])
+    model = create_model(name, weights=path, device="cpu", dtype=PRECISIONS[precision], **options)
     devices = comfy.model_management.get_torch_device(), comfy.model_management.unet_offload_device()
     patcher = ModelPatcher(model, *devices)
     short_side = spec.native_size if resize else None

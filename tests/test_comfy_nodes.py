@@ -22,10 +22,10 @@ def tiny():
 @pytest.fixture(scope="module")
 def pack(tiny):
     """The modules of the pack, loaded as ComfyUI loads them, with models/iqa known."""
-    from iqguide.nodes import combine, guide, load, quality_model, rank, report, save, score
+    from iqguide.nodes import attributes, combine, guide, load, quality_model, rank, report, save, score
 
     load.add_model_folder()
-    modules = (combine, guide, load, rank, report, save, score)
+    modules = (attributes, combine, guide, load, rank, report, save, score)
     found = {name: value for module in modules for name, value in vars(module).items() if isinstance(value, type)}
     return type("Pack", (), {**found, "module": quality_model, "load": load, "add_model_folder": load.add_model_folder})
 
@@ -247,3 +247,22 @@ def test_weights_from_the_folder(pack, tiny, monkeypatch, tmp_path):
     torch.testing.assert_close(torch.tensor(run(pack.ScoreImages, loaded, images, 8)[0]), expected)
     assert pack.LoadQualityModel.fingerprint_inputs(weights="mine.safetensors") > 0
     folder_paths.filename_list_cache.clear()
+
+
+def test_attributes_guide(pack, tiny, monkeypatch):
+    """With a CLIP of random weights, whose words mean nothing but have a gradient."""
+    from iqguide.nodes import load
+
+    monkeypatch.setattr(load.folder_paths, "get_full_path_or_raise", lambda folder, name: "random")
+    model, vae = tiny.v_model(), tiny.taesd_vae()
+    settings = ("Sharp / Blurry\nBright / Dark = -0.5", "clip.safetensors", False, 0.3, 0.0, 0.95, "auto", vae)
+    (patched,) = run(pack.AttributeGuidance, model, *settings)
+    latents = tiny.sample(patched, 4, steps=3)
+    assert latents.isfinite().all()
+    entries = json.loads(run(pack.GuidanceReport, patched, latents)[1])[0]
+    guided = [entry for entry in entries if entry["skipped"] is None and entry["score_after"]]
+    assert guided
+    assert all(entry["score_after"][0] > entry["score_before"][0] for entry in guided)
+    check = pack.AttributeGuidance.validate_inputs
+    assert check(attributes="Sharp / Blurry") is True
+    assert "expected wanted / unwanted" in check(attributes="Sharp")

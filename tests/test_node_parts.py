@@ -5,6 +5,7 @@ import torch
 
 from iqguide.nodes.picking import chosen, labelled, pick_latents, pick_masks, stack
 from iqguide.nodes.plot import HEIGHT, ORANGE, WIDTH, above_each_other, line_plot
+from iqguide.nodes.words import EXAMPLE, WeightedPairs, parse_attributes
 
 
 def test_latents_keep_what_makes_their_noise_again():
@@ -66,3 +67,33 @@ def test_a_rising_line_rises():
 @pytest.mark.parametrize("points", [[], [(0.5, 2.0)], [(1.0, 3.0), (0.0, 3.0)]])
 def test_plots_of_little_or_level_data(points):
     assert line_plot("t", [("line", ORANGE, points)], (0.5, 0.5)).size == (WIDTH, HEIGHT)
+
+
+def test_attributes_are_read_line_by_line():
+    pairs, weights = parse_attributes("# comment\n\nSharp photo. / Blurry photo.\n Bright / Dark = -0.5 \n")
+    assert pairs == [("Sharp photo.", "Blurry photo."), ("Bright", "Dark")]
+    assert weights == [1.0, -0.5]
+    assert len(parse_attributes(EXAMPLE)[0]) == 2
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("Sharp photo.", "got 'Sharp photo.'"),
+        ("/ Blurry", "got '/ Blurry'"),
+        ("a / b / c", "got 'a / b / c'"),
+        ("a / b = much", "weight in 'a / b = much' is no number"),
+        ("# nothing", "there are no attributes"),
+        ("a / b = 0", "there are no attributes"),
+    ],
+)
+def test_attributes_that_cannot_be_read_are_quoted(text, message):
+    with pytest.raises(ValueError, match=message):
+        parse_attributes(text)
+
+
+def test_weighted_pairs_are_the_weighted_mean_of_the_logits():
+    model = type("Model", (), {"logits": staticmethod(lambda images: images.mean((2, 3)))})
+    images = torch.rand(2, 3, 32, 32)
+    expected = (images.mean((2, 3)) * torch.tensor([1.0, -0.5, 0.5])).sum(1) / 2
+    torch.testing.assert_close(WeightedPairs(model, (1.0, -0.5, 0.5))(images), expected)

@@ -17,6 +17,7 @@ NODES = {
     "IQGuideRankImages",
     "IQGuideScoreAndSave",
     "IQGuideQualityGuidance",
+    "IQGuideAttributeGuidance",
     "IQGuideGuidanceReport",
 }
 

@@ -1,0 +1,54 @@
+"""Attributes typed by a user: antonym pairs with weights, and the reward that they make. Knows no host."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+EXAMPLE = "Sharp photo. / Blurry photo.\nColorful photo. / Dull photo. = 0.5"
+
+
+def parse_attributes(text: str) -> tuple[list[tuple[str, str]], list[float]]:
+    """Lines "wanted / unwanted" or "wanted / unwanted = weight"; empty lines and lines that begin with # do not count.
+
+    Raises:
+        ValueError: a line is something else, or there is none; quotes the line.
+    """
+    pairs, weights = [], []
+    for line in map(str.strip, text.splitlines()):
+        if not line or line.startswith("#"):
+            continue
+        words, _, weight = line.partition("=")
+        wanted, slash, unwanted = (part.strip() for part in words.partition("/"))
+        try:
+            weights.append(float(weight) if weight else 1.0)
+        except ValueError as error:
+            raise ValueError(f"the weight in {line!r} is no number; expected for example: {EXAMPLE!r}.") from error
+        if not (wanted and slash and unwanted) or "/" in unwanted:
+            raise ValueError(f"got {line!r}; expected wanted / unwanted, for example: {EXAMPLE!r}.")
+        pairs.append((wanted, unwanted))
+    if not any(weights):
+        raise ValueError(f"there are no attributes with a weight; expected lines such as {EXAMPLE!r}.")
+    return pairs, weights
+
+
+@dataclass(frozen=True)
+class WeightedPairs:
+    """A reward: the weighted mean of the logits of a model that reads antonym pairs."""
+
+    model: Any
+    """With `logits`: images (N, 3, H, W) in [0, 1] -> (N, P)."""
+    weights: tuple[float, ...]
+    """One per pair; below 0 turns a pair round. Divided by the sum of their sizes."""
+
+    @property
+    def inner(self) -> tuple[Any]:
+        """What is wrapped."""
+        return (self.model,)
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """Images (N, 3, H, W) in [0, 1] -> (N,), in logits."""
+        logits = self.model.logits(images)
+        weights = torch.tensor(self.weights, dtype=logits.dtype, device=logits.device)
+        return logits @ (weights / weights.abs().sum())
