@@ -274,6 +274,35 @@ def test_a_lora_stays_in_force(tiny, comfy_adapter, kinds):
     assert torch.equal(tiny.sample(model, channels, batch=6), plain)
 
 
+def test_a_controlnet_stays_in_force(tiny, comfy_adapter, kinds):
+    import comfy.ops
+    from comfy.cldm.cldm import ControlNet as Network
+    from comfy.controlnet import ControlNet
+
+    import nodes
+
+    model, channels, vae = kinds["v"]
+    sizes = {
+        name: value for name, value in tiny.UNET.items() if name not in ("out_channels", "transformer_depth_output")
+    }
+    network = Network(**sizes, hint_channels=3, dtype=torch.float32, operations=comfy.ops.disable_weight_init)
+    control = ControlNet(tiny.randomize(network, seed=4), load_device=torch.device("cpu"))
+
+    def sampled(each):
+        with torch.inference_mode():
+            hint, latent = torch.rand(1, 32, 32, 3), {"samples": torch.zeros(6, channels, 4, 4)}
+            conds = tiny.conditioning(seed=1), tiny.conditioning(seed=2)
+            conds = nodes.ControlNetApplyAdvanced().apply_controlnet(*conds, control, hint, 0.3, 0.0, 1.0)
+            return nodes.common_ksampler(each, 0, 6, 2.0, "euler", "normal", *conds, latent)[0]["samples"]
+
+    torch.manual_seed(0)
+    controlled = sampled(model)
+    torch.manual_seed(0)
+    both = sampled(guided(comfy_adapter, model, vae))
+    assert not torch.allclose(controlled, tiny.sample(model, channels, batch=6), atol=1e-3)
+    assert (scores(vae, both) > scores(vae, controlled)).sum() >= 5
+
+
 def test_custom_sampling_nodes(tiny, comfy_adapter, kinds):
     from comfy_extras import nodes_custom_sampler as custom
 
