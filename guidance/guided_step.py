@@ -61,6 +61,7 @@ class GuidedStep:
         self._undo = ExitStack()
         self._timesteps: Tensor | None = None  # the schedule of the run
         self._float32 = False  # whether this run has gone over to float32
+        self._resumed: dict[str, Any] | None = None  # with what the next run begins
         self._copied = False  # whether somebody has deep-copied the scheduler
 
     @property
@@ -121,7 +122,18 @@ class GuidedStep:
             self.remove()
         elif begins or not self.runs:
             self.runs.append(self.guidance.start(self._decoder))
-            self._float32 = False
+            resumed, self._resumed = self._resumed, None
+            self._float32 = resumed is not None and resumed["float32"]
+            if resumed is not None:
+                self.runs[-1].put_back(resumed["run"], resumed["device"])
+
+    def stored(self) -> dict[str, Any]:
+        """What the run has stored so far, of its samples."""
+        return {"run": self.runs[-1].stored(), "float32": self._float32}
+
+    def resume(self, stored: dict[str, Any], device: torch.device) -> None:
+        """Let the run that begins next go on with what another has `stored`."""
+        self._resumed = stored | {"device": device}
 
     def _guided(self, *args: Any, **kwargs: Any) -> Any:
         bound = self._signature.bind(*args, **kwargs)

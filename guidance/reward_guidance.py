@@ -3,6 +3,7 @@
 import logging
 import math
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -119,6 +120,9 @@ class RewardGuidance:
         return GuidanceRun(self, self.decoder if decoder is None else decoder)
 
 
+_PER_SAMPLE = ("_average", "_drift", "_scores", "_finite")
+
+
 class GuidanceRun:
     """State of one guided run: moving average of the direction, pushes so far, log."""
 
@@ -139,6 +143,20 @@ class GuidanceRun:
         self._scores: Tensor | None = None  # (N,) at the last gradient
         self._finite: Tensor | None = None  # (N,) whether the last gradient was
         self._in_window = 0  # evaluations inside the window so far
+
+    def stored(self) -> dict[str, Any]:
+        """All but the log, for a run that goes on elsewhere: tensors (N, ...) on the CPU, numbers and bytes."""
+        tensors = {name: getattr(self, name) for name in _PER_SAMPLE}
+        stored = {name: None if value is None else value.to("cpu", copy=True) for name, value in tensors.items()}
+        generator = bytes(self._generator.get_state().tolist())
+        return stored | {"_position": self._position, "_in_window": self._in_window, "generator": generator}
+
+    def put_back(self, stored: dict[str, Any], device: torch.device) -> None:
+        """Go on with what another run has `stored`, with all or some of its samples."""
+        for name in _PER_SAMPLE:
+            setattr(self, name, None if stored[name] is None else stored[name].to(device, copy=True))
+        self._position, self._in_window = stored["_position"], stored["_in_window"]
+        self._generator.set_state(torch.tensor(list(stored["generator"]), dtype=torch.uint8))
 
     @property
     def fired(self) -> bool:
