@@ -168,6 +168,11 @@ def _add_sample(commands: Any) -> None:
     )
     parser.add_argument("--best-of", type=positive, metavar="N", help="draw N candidates an image and keep the best")
     parser.add_argument(
+        "--halving",
+        action="store_true",
+        help="drop the worse half of the candidates after 40 %% and after 70 %% of the steps; needs --best-of",
+    )
+    parser.add_argument(
         "--steps", type=positive, help="denoising steps (default: 25 for demo, else the pipeline's own)"
     )
     parser.add_argument("--size", type=dimensions, metavar="N|WxH", help="pixels (default: the pipeline's own)")

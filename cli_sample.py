@@ -15,13 +15,13 @@ from typing import Any
 
 import torch
 from PIL import Image, ImageDraw, ImageFont
-from torch import Tensor, nn
+from torch import nn
 
 from . import __version__
 from .cli import OK, one_line, progress, say
 from .cli_score import best_device, make_folder
 from .guidance import RewardGuidance
-from .guidance.search import best_of_n
+from .guidance.search import HALVING, best_of_n
 from .images import atomic_write, save_image, to_pil
 from .models import MODELS, create_model
 from .models.weights import is_offline
@@ -30,7 +30,6 @@ from .rewards import Reward
 
 DEMO = Path(__file__).resolve().parent / "models" / "assets" / "demo"
 DEMO_CALL = {"num_inference_steps": 25, "guidance_scale": 3.0}  # what the bundled generator is made for
-DENOISERS = ("unet", "transformer", "transformer_2")
 
 
 @dataclass(frozen=True)
@@ -62,6 +61,8 @@ def load_reward(options: argparse.Namespace, device: torch.device) -> nn.Module:
 
 def run_sample(options: argparse.Namespace) -> int:
     """Write DIR/SEED.png for each seed, and DIR/samples.json after each."""
+    if options.halving and not options.best_of:
+        raise ValueError("got --halving without --best-of; expected both: it drops candidates of --best-of N.")
     out = make_folder(options.out)
     device = best_device(options.device)
     reward = load_reward(options, device)
@@ -81,7 +82,9 @@ def run_sample(options: argparse.Namespace) -> int:
     guidance = _guidance(reward, options.guide)
     settings = call | {"pipeline": options.pipeline, "model": options.model, "iqguide": __version__}
     settings |= {"guide": guidance.scale if guidance else None, "best_of": options.best_of}
+    settings["halving"] = list(HALVING) if options.halving else None
     how = {"guidance": guidance, "best_of": options.best_of, "batch_size": options.batch_size}
+    how["halving"] = options.halving
     records = []
     with progress(len(options.seeds), "sample") as bar:
         for sample in draw(pipe, reward, options.seeds, **how, **call):
@@ -103,6 +106,7 @@ def draw(
     guidance: RewardGuidance | None = None,
     best_of: int | None = None,
     batch_size: int = 1,
+    halving: Sequence[float] | bool = (),
     **call: Any,
 ) -> Iterator[Sample]:
     """Generate one picture for each seed.
@@ -114,6 +118,7 @@ def draw(
         guidance: None for none.
         best_of: candidates for each picture, whose seeds are seed * best_of + 0, 1, ...; None for the seed itself.
         batch_size: pictures in one call of the pipeline.
+        halving: shares of the steps after which the worse half of the candidates is dropped, see `best_of_n`.
         **call: what the pipeline is called with.
 
     Yields:
@@ -122,16 +127,14 @@ def draw(
     groups = [[seed] for seed in seeds]
     if not best_of:
         groups = [list(seeds[i : i + batch_size]) for i in range(0, len(seeds), batch_size)]
-    with _guided(pipe, guidance, call), _counted_rows(pipe) as rows:
+    with _guided(pipe, guidance, call):
         for group in groups:
             wanted = [group[0] * best_of + i for i in range(best_of)] if best_of else group
-            rows.clear()
             start = time.perf_counter()
-            ranking = best_of_n(
-                pipe, reward, n=len(wanted), seeds=wanted, batch_size=batch_size, top_k=1 if best_of else None, **call
-            )
+            how = {"batch_size": batch_size, "top_k": 1 if best_of else None, "halving": halving}
+            ranking = best_of_n(pipe, reward, n=len(wanted), seeds=wanted, **how, **call)
             spent = time.perf_counter() - start
-            yield from _samples(ranking, reward, group, spent / len(group), sum(rows) // len(group))
+            yield from _samples(ranking, reward, group, spent / len(group), (ranking.nfe or 0) // len(group))
 
 
 def _samples(ranking: Ranking, reward: Reward, seeds: list[int], time_s: float, nfe: int) -> Iterator[Sample]:
@@ -222,23 +225,6 @@ def _guided(pipe: Any, guidance: RewardGuidance | None, call: dict[str, Any]) ->
     from .guidance.diffusers import guided
 
     return guided(pipe, guidance, height=call.get("height"), width=call.get("width"))
-
-
-@contextmanager
-def _counted_rows(pipe: Any) -> Iterator[list[int]]:
-    """A list that gets the number of rows of each call of the denoiser."""
-    rows: list[int] = []
-
-    def note(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        rows.append(len(next(value for value in (*args, *kwargs.values()) if isinstance(value, Tensor))))
-
-    modules = [getattr(pipe, name, None) for name in DENOISERS]
-    hooks = [m.register_forward_pre_hook(note, with_kwargs=True) for m in modules if isinstance(m, nn.Module)]
-    try:
-        yield rows
-    finally:
-        for hook in hooks:
-            hook.remove()
 
 
 def run_demo(options: argparse.Namespace) -> int:

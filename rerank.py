@@ -18,6 +18,17 @@ from .rewards import Reward, device_of
 Picture = str | os.PathLike | Image.Image | np.ndarray | Tensor
 
 
+@dataclass(frozen=True)
+class Dropped:
+    """A candidate that was not finished."""
+
+    seed: int
+    share: float
+    """Of its evaluations that had been made, in (0, 1)."""
+    score: float
+    """Of its denoised prediction there."""
+
+
 @dataclass(frozen=True, eq=False)
 class Ranking:
     """Candidates, their scores, and what is needed to make each of them again."""
@@ -34,6 +45,10 @@ class Ranking:
     """(N, ...) the initial noise of each candidate, where it was generated."""
     settings: Mapping[str, Any] | None = None
     """The arguments with which the candidates were generated."""
+    dropped: tuple[Dropped, ...] = ()
+    """Candidates that were dropped on the way, in the order in which they went."""
+    nfe: int | None = None
+    """Rows that went through the denoiser for all candidates together; with classifier-free guidance a step is two."""
 
     def __len__(self) -> int:
         return len(self.scores)

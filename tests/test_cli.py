@@ -387,6 +387,18 @@ def test_best_of_n_keeps_the_best_of_its_candidates(sample):
         np.testing.assert_array_equal(winners[r["seed"]], pictures[best["seed"]])
 
 
+def test_halving_takes_fewer_evaluations(sample, run, pipeline, tmp_path):
+    candidates, pictures = sample("--seeds", "0:4", "--steps", 10)
+    (record,), winners = sample("--seeds", "0", "--steps", 10, "--best-of", 4, "--halving")
+    assert record["nfe"] == 2 * (4 * 4 + 2 * 3 + 1 * 3)
+    np.testing.assert_array_equal(winners[0], pictures[record["candidate_seed"]])
+    assert record["score"] == pytest.approx(candidates[record["candidate_seed"]]["score"], abs=1e-6)
+    status, _, err = run("sample", "--pipeline", pipeline, "--halving", "--out", tmp_path / "no", *RANDOM)
+    assert status == 2
+    assert "--halving without --best-of" in err
+    assert not (tmp_path / "no").exists()
+
+
 def test_guided_twins(sample):
     plain, off = sample("--seeds", "0:2"), sample("--seeds", "0:2", "--guide", 0)
     guided, named = sample("--seeds", "0:2", "--guide"), sample("--seeds", "0:2", "--guide", "default")
