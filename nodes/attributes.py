@@ -8,9 +8,9 @@ from comfy_api.latest import io
 
 from ..guidance import RewardGuidance
 from ..guidance.comfy import patch_model
-from ..guidance.comfy_decoders import CHOICES
 from ..rewards import Resize
 from .load import DEFAULT, FOLDER, load_quality_model
+from .steering import steering_inputs, window_problem
 from .words import EXAMPLE, WeightedPairs, parse_attributes
 
 
@@ -46,37 +46,7 @@ class AttributeGuidance(io.ComfyNode):
                     default=False,
                     tooltip="Fetch the default CLIP if it is not on this machine.",
                 ),
-                io.Float.Input(
-                    "strength",
-                    default=RewardGuidance.scale,
-                    min=0.0,
-                    max=5.0,
-                    step=0.01,
-                    tooltip="How hard to push, about the same for any number of steps. 0 switches guidance off.",
-                ),
-                io.Float.Input(
-                    "start_percent",
-                    default=0.2,
-                    min=0.0,
-                    max=1.0,
-                    step=0.01,
-                    tooltip="Where in the sampling guidance begins. Early predictions are too blurred to be judged.",
-                ),
-                io.Float.Input(
-                    "end_percent",
-                    default=0.9,
-                    min=0.0,
-                    max=1.0,
-                    step=0.01,
-                    tooltip="Where guidance ends. What is pushed after that would go into the picture unfiltered.",
-                ),
-                io.Combo.Input(
-                    "decoder",
-                    options=list(CHOICES),
-                    default=CHOICES[0],
-                    tooltip="What turns latents into pictures for the score. tiny: a TAESD file in models/vae_approx, "
-                    "fast. vae: the VAE, on a part of the picture; slow. auto: tiny if there is one.",
-                ),
+                *steering_inputs(),
                 io.Vae.Input("vae", optional=True, tooltip="The model's VAE; needed if there is no tiny decoder."),
             ],
             outputs=[io.Model.Output("model", tooltip="For any sampler; Guidance Report shows what it did.")],
@@ -92,9 +62,7 @@ class AttributeGuidance(io.ComfyNode):
             parse_attributes(attributes)
         except ValueError as error:
             return str(error)
-        if start_percent < end_percent:
-            return True
-        return f"start_percent is {start_percent} and end_percent {end_percent}; start must be below end."
+        return window_problem(start_percent, end_percent) or True
 
     @classmethod
     def execute(

@@ -8,8 +8,8 @@ from torch import Tensor
 
 from ..guidance import RewardGuidance
 from ..guidance.comfy import patch_model
-from ..guidance.comfy_decoders import CHOICES
 from .quality_model import IQ_MODEL, QualityModel
+from .steering import steering_inputs, window_problem
 
 
 class QualityGuidance(io.ComfyNode):
@@ -27,37 +27,7 @@ class QualityGuidance(io.ComfyNode):
             inputs=[
                 io.Model.Input("model", tooltip="The diffusion model; it is not changed, the output is a copy."),
                 IQ_MODEL.Input("quality_model", tooltip="From Load Quality Model; tiny is made for this."),
-                io.Float.Input(
-                    "strength",
-                    default=RewardGuidance.scale,
-                    min=0.0,
-                    max=5.0,
-                    step=0.01,
-                    tooltip="How hard to push, about the same for any number of steps. 0 switches guidance off.",
-                ),
-                io.Float.Input(
-                    "start_percent",
-                    default=0.2,
-                    min=0.0,
-                    max=1.0,
-                    step=0.01,
-                    tooltip="Where in the sampling guidance begins. Early predictions are too blurred to be judged.",
-                ),
-                io.Float.Input(
-                    "end_percent",
-                    default=0.9,
-                    min=0.0,
-                    max=1.0,
-                    step=0.01,
-                    tooltip="Where guidance ends. What is pushed after that would go into the picture unfiltered.",
-                ),
-                io.Combo.Input(
-                    "decoder",
-                    options=list(CHOICES),
-                    default=CHOICES[0],
-                    tooltip="What turns latents into pictures for the score. tiny: a TAESD file in models/vae_approx, "
-                    "fast. vae: the VAE, on a part of the picture; slow. auto: tiny if there is one.",
-                ),
+                *steering_inputs(),
                 io.Int.Input(
                     "crop",
                     default=0,
@@ -106,9 +76,7 @@ class QualityGuidance(io.ComfyNode):
     @classmethod
     def validate_inputs(cls, start_percent: float = 0.0, end_percent: float = 1.0, **inputs: object) -> bool | str:
         """The window must not be empty."""
-        if start_percent < end_percent:
-            return True
-        return f"start_percent is {start_percent} and end_percent {end_percent}; start must be below end."
+        return window_problem(start_percent, end_percent) or True
 
     @classmethod
     def execute(
