@@ -149,7 +149,7 @@ class BPCLIP(nn.Module):
 
     def raw(self, images: Tensor, reference: Tensor | None = None) -> Tensor:
         """The head's output p (N,), equation 9, which training fits to opinions in [0, 1]; arguments as `forward`."""
-        return self._head(self.vectors(self.maps(images), self._reference_maps(images, reference)))
+        return self.judge(self.vectors(self.maps(images), self._reference_maps(images, reference)))
 
     def similarities(self, images: Tensor, reference: Tensor | None = None) -> Tensor:
         """Cosine of each level with each adjective, (N, levels, 2 P), equation 8; arguments as in `forward`."""
@@ -195,14 +195,24 @@ class BPCLIP(nn.Module):
         """Feature maps, and those of the reference -> the levels' vectors x_i (N, levels, text_dim), equation 7."""
         size = tuple(maps[-1].shape[2:])
         reference = [None] * len(maps) if reference is None else reference
-        planes = [
-            self.positions(pool(own, other, size)) for pool, own, other in zip(self.pools, maps, reference, strict=True)
-        ]
-        tokens = [plane.flatten(2).transpose(1, 2) for plane in planes]
+        return self.read([pool(own, other, size) for pool, own, other in zip(self.pools, maps, reference, strict=True)])
+
+    def read(self, pooled: list[Tensor]) -> Tensor:
+        """What the pools make of each level, (N, width, H, W) each -> the levels' vectors x_i (N, levels, text_dim)."""
+        tokens = [self.positions(plane).flatten(2).transpose(1, 2) for plane in pooled]
         found = []
         for level, shallow, deep in zip(self.levels, tokens[:-1], tokens[1:], strict=True):
             found.append(level(shallow, deep) if self.config.direction == "bottom-up" else level(deep, shallow))
         return torch.stack(found, 1)
+
+    def judge(self, vectors: Tensor) -> Tensor:
+        """Levels' vectors (N, levels, text_dim) -> p (N,), equations 8 and 9, in float32 or better."""
+        seen = self._cosines(vectors) if self.config.anchors == "adjectives" else vectors
+        x = seen.to(working_dtype(seen.dtype)).flatten(1)
+        first, last = self.head[0], self.head[2]
+        with torch.autocast(x.device.type, enabled=False):
+            x = F.relu(F.linear(x, first.weight.to(x), first.bias.to(x)))
+            return F.linear(x, last.weight.to(x), last.bias.to(x)).squeeze(1)
 
     @torch.no_grad()
     def calibrate_margin(self, batches: Iterable[Tensor]) -> None:
@@ -247,23 +257,14 @@ class BPCLIP(nn.Module):
     def _bounded(self, images: Tensor, reference: Tensor | None) -> Tensor:
         """`raw`; with a reference at most what the reference itself gets."""
         others = self._reference_maps(images, reference)
-        found = self._head(self.vectors(self.maps(images), others))
-        return found if others is None else torch.minimum(found, self._head(self.vectors(others, others)))
+        found = self.judge(self.vectors(self.maps(images), others))
+        return found if others is None else torch.minimum(found, self.judge(self.vectors(others, others)))
 
     def _cosines(self, vectors: Tensor) -> Tensor:
         """(N, levels, text_dim) -> (N, levels, 2 P) in float32 or better."""
         vectors = F.normalize(vectors.to(working_dtype(vectors.dtype)), dim=-1)
         with torch.autocast(vectors.device.type, enabled=False):
             return vectors @ self.text_features.to(vectors).T
-
-    def _head(self, vectors: Tensor) -> Tensor:
-        """Levels' vectors -> p (N,), in float32 or better."""
-        seen = self._cosines(vectors) if self.config.anchors == "adjectives" else vectors
-        x = seen.to(working_dtype(seen.dtype)).flatten(1)
-        first, last = self.head[0], self.head[2]
-        with torch.autocast(x.device.type, enabled=False):
-            x = F.relu(F.linear(x, first.weight.to(x), first.bias.to(x)))
-            return F.linear(x, last.weight.to(x), last.bias.to(x)).squeeze(1)
 
 
 def make_backbone(config: BPCLIPConfig) -> nn.Module:
