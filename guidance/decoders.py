@@ -102,7 +102,10 @@ class VaeDecoder:
             with torch.inference_mode(False):
                 self._vae.to(latents.device)
         z = self.family.to_vae(self.family.unpack(latents, self._grid), self._vae.config)
-        pixels = self._vae.decode(z.to(weight.dtype), return_dict=False)[0].float()
+        z = z.to(weight.dtype)
+        if z.ndim == 4:  # convolutions keep this layout, and are a fifth faster in it on CPUs
+            z = z.contiguous(memory_format=torch.channels_last)
+        pixels = self._vae.decode(z, return_dict=False)[0].float()
         return clamp_towards_range(pixels * 0.5 + 0.5)
 
     def watch(self, pipe: Any) -> AbstractContextManager[None]:
