@@ -15,6 +15,7 @@ from __future__ import annotations
 import io
 import math
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,11 +26,13 @@ from torch.nn import functional as F
 LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601, as JPEG uses
 
 
-def _column(values: Tensor, images: Tensor) -> Tensor:
+def column(values: Tensor, images: Tensor) -> Tensor:
+    """One value per image, (N,) -> (N, 1, 1, 1) as images are."""
     return values.to(images).view(-1, 1, 1, 1)
 
 
-def _normal(images: Tensor, generator: torch.Generator | None, size: tuple[int, ...] | None = None) -> Tensor:
+def normal_like(images: Tensor, generator: torch.Generator | None, size: tuple[int, ...] | None = None) -> Tensor:
+    """Standard normal values, drawn on the CPU and moved to the images; as large as they are unless `size` is given."""
     return torch.randn(size or images.shape, generator=generator).to(images)
 
 
@@ -38,7 +41,7 @@ def luma(images: Tensor) -> Tensor:
     return (images * images.new_tensor(LUMA).view(1, 3, 1, 1)).sum(1, keepdim=True)
 
 
-def _filter(images: Tensor, kernels: Tensor) -> Tensor:
+def filter_2d(images: Tensor, kernels: Tensor) -> Tensor:
     """Convolve image n with kernels[n] (N, k, k), edges replicated."""
     n, c, h, w = images.shape
     k = kernels.shape[-1]
@@ -47,7 +50,7 @@ def _filter(images: Tensor, kernels: Tensor) -> Tensor:
     return F.conv2d(padded, weight, groups=n * c).view(n, c, h, w)
 
 
-def _filter_separable(images: Tensor, kernels: Tensor) -> Tensor:
+def filter_separable(images: Tensor, kernels: Tensor) -> Tensor:
     """Convolve image n with the outer product of kernels[n] (N, k) with itself, edges replicated."""
     n, c, h, w = images.shape
     k = kernels.shape[-1]
@@ -57,13 +60,17 @@ def _filter_separable(images: Tensor, kernels: Tensor) -> Tensor:
     return F.conv2d(flat, weight.view(n * c, 1, k, 1), groups=n * c).view(n, c, h, w)
 
 
-def gaussian_blur(images: Tensor, sigma: Tensor, generator: torch.Generator | None = None) -> Tensor:
-    """Gaussian blur; sigma in pixels, the kernel cut at three sigma."""
-    sigma = sigma.float().clamp_min(1e-3)[:, None]
-    radius = (3 * sigma).ceil()
+def gaussian_kernels(sigma: Tensor, radius: Tensor) -> Tensor:
+    """One Gaussian per row, (N, k) with sum 1: sigma (N,) in pixels, zero past radius (N,), whole pixels."""
+    sigma, radius = sigma.float().clamp_min(1e-3)[:, None], radius[:, None]
     offsets = torch.arange(-int(radius.max()), int(radius.max()) + 1, device=sigma.device)
     kernels = torch.exp(-0.5 * (offsets / sigma) ** 2) * (offsets.abs() <= radius)
-    return _filter_separable(images, kernels / kernels.sum(1, keepdim=True))
+    return kernels / kernels.sum(1, keepdim=True)
+
+
+def gaussian_blur(images: Tensor, sigma: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    """Gaussian blur; sigma in pixels, the kernel cut at three sigma."""
+    return filter_separable(images, gaussian_kernels(sigma, (3 * sigma.float().clamp_min(1e-3)).ceil()))
 
 
 def lens_blur(images: Tensor, radius: Tensor, generator: torch.Generator | None = None) -> Tensor:
@@ -71,7 +78,7 @@ def lens_blur(images: Tensor, radius: Tensor, generator: torch.Generator | None 
     reach = max(1, math.ceil(float(radius.max())))
     y, x = torch.meshgrid(*[torch.arange(-reach, reach + 1, dtype=torch.float32)] * 2, indexing="ij")
     disks = (radius.float()[:, None, None] + 0.5 - torch.hypot(x, y)).clamp(0, 1)
-    return _filter(images, disks / disks.sum((1, 2), keepdim=True))
+    return filter_2d(images, disks / disks.sum((1, 2), keepdim=True))
 
 
 def motion_blur(images: Tensor, length: Tensor, generator: torch.Generator | None = None) -> Tensor:
@@ -82,31 +89,31 @@ def motion_blur(images: Tensor, length: Tensor, generator: torch.Generator | Non
     cos, sin = angle.cos()[:, None, None], angle.sin()[:, None, None]
     along, across = (x * cos + y * sin).abs(), (y * cos - x * sin).abs()
     lines = (length.float()[:, None, None] / 2 + 0.5 - along).clamp(0, 1) * (1 - across).clamp(0, 1)
-    return _filter(images, lines / lines.sum((1, 2), keepdim=True))
+    return filter_2d(images, lines / lines.sum((1, 2), keepdim=True))
 
 
 def white_noise(images: Tensor, std: Tensor, generator: torch.Generator | None = None) -> Tensor:
     """Independent Gaussian noise on every channel; std of values in [0, 1], before clipping."""
-    return (images + _column(std, images) * _normal(images, generator)).clamp(0, 1)
+    return (images + column(std, images) * normal_like(images, generator)).clamp(0, 1)
 
 
 def grain(images: Tensor, std: Tensor, generator: torch.Generator | None = None) -> Tensor:
     """Luminance noise with a grain of about two pixels, like film or a demosaiced sensor; std as in `white_noise`."""
     n, _, h, w = images.shape
-    coarse = F.interpolate(_normal(images, generator, (n, 1, h // 2 + 1, w // 2 + 1)), (h, w), mode="bicubic")
+    coarse = F.interpolate(normal_like(images, generator, (n, 1, h // 2 + 1, w // 2 + 1)), (h, w), mode="bicubic")
     coarse = coarse / coarse.std((1, 2, 3), keepdim=True)
-    return (images + _column(std, images) * coarse).clamp(0, 1)
+    return (images + column(std, images) * coarse).clamp(0, 1)
 
 
 def multiplicative_noise(images: Tensor, std: Tensor, generator: torch.Generator | None = None) -> Tensor:
     """Speckle: noise in proportion to the signal; std relative to it."""
-    return (images * (1 + _column(std, images) * _normal(images, generator))).clamp(0, 1)
+    return (images * (1 + column(std, images) * normal_like(images, generator))).clamp(0, 1)
 
 
 def impulse_noise(images: Tensor, share: Tensor, generator: torch.Generator | None = None) -> Tensor:
     """Salt and pepper on the given share of the values, in [0, 1]."""
     draw = torch.rand(images.shape, generator=generator).to(images)
-    share = _column(share, images)
+    share = column(share, images)
     salted = torch.where(draw < share / 2, torch.zeros_like(images), images)
     return torch.where(draw > 1 - share / 2, torch.ones_like(images), salted)
 
@@ -128,7 +135,7 @@ _LUMA_TABLE = torch.tensor(
 ).float()  # fmt: skip
 _CHROMA_TABLE = torch.full((8, 8), 99.0)
 _CHROMA_TABLE[:4, :4] = torch.tensor([[17, 18, 24, 47], [18, 21, 26, 66], [24, 26, 56, 99], [47, 66, 99, 99]]).float()
-_YCC = torch.tensor([[0.299, 0.587, 0.114], [-0.168736, -0.331264, 0.5], [0.5, -0.418688, -0.081312]])
+RGB_TO_YCC = torch.tensor([[0.299, 0.587, 0.114], [-0.168736, -0.331264, 0.5], [0.5, -0.418688, -0.081312]])
 
 
 def _code_blocks(plane: Tensor, table: Tensor) -> Tensor:
@@ -148,7 +155,7 @@ def jpeg(images: Tensor, quality: Tensor, generator: torch.Generator | None = No
     """
     n, _, h, w = images.shape
     padded = F.pad(images, [0, -w % 16, 0, -h % 16], mode="replicate")  # whole blocks, of the halved chroma too
-    ycc = torch.einsum("ij,njhw->nihw", _YCC.to(images), padded * 255)
+    ycc = torch.einsum("ij,njhw->nihw", RGB_TO_YCC.to(images), padded * 255)
     quality = quality.float().clamp(1, 100)
     scale = torch.where(quality < 50, 50 / quality, 2 - quality / 50).view(-1, 1, 1)
     tables = [(t.to(scale) * scale).round().clamp(1, 255).to(images) for t in (_LUMA_TABLE, _CHROMA_TABLE)]
@@ -156,17 +163,22 @@ def jpeg(images: Tensor, quality: Tensor, generator: torch.Generator | None = No
     chroma = F.avg_pool2d(ycc[:, 1:], 2)
     coded = torch.stack([_code_blocks(plane, tables[1]) for plane in chroma.unbind(1)], 1)
     coded = F.interpolate(coded, scale_factor=2, mode="bilinear")
-    rgb = torch.einsum("ij,njhw->nihw", torch.linalg.inv(_YCC).to(images), torch.cat([y[:, None], coded], 1))
+    rgb = torch.einsum("ij,njhw->nihw", torch.linalg.inv(RGB_TO_YCC).to(images), torch.cat([y[:, None], coded], 1))
     return (rgb[..., :h, :w] / 255).clamp(0, 1)
 
 
 def jpeg2000(images: Tensor, rate: Tensor, generator: torch.Generator | None = None) -> Tensor:
     """JPEG 2000 through Pillow at the given compression rate (uncompressed size over file size)."""
+    return code_jpeg2000(images, rate, irreversible=True)
+
+
+def code_jpeg2000(images: Tensor, rate: Tensor, **options: Any) -> Tensor:
+    """`jpeg2000` with further options of Pillow's encoder."""
     coded = []
     for image, r in zip(images, rate.tolist(), strict=True):
         pixels = (image.permute(1, 2, 0) * 255).round().byte().cpu().numpy()
         file = io.BytesIO()
-        Image.fromarray(pixels).save(file, "JPEG2000", quality_mode="rates", quality_layers=[r], irreversible=True)
+        Image.fromarray(pixels).save(file, "JPEG2000", quality_mode="rates", quality_layers=[r], **options)
         coded.append(torch.from_numpy(np.array(Image.open(file))).permute(2, 0, 1) / 255)
     return torch.stack(coded).to(images)
 
@@ -193,32 +205,32 @@ def enlarge(images: Tensor, factor: Tensor, generator: torch.Generator | None = 
 
 def quantize(images: Tensor, levels: Tensor, generator: torch.Generator | None = None) -> Tensor:
     """Round every channel to the given number of evenly spaced values; fractional numbers of values are allowed."""
-    steps = _column(levels, images) - 1
+    steps = column(levels, images) - 1
     return ((images * steps).round() / steps).clamp(0, 1)
 
 
 def saturation(images: Tensor, factor: Tensor, generator: torch.Generator | None = None) -> Tensor:
     """Scale chroma around luma: 0 is grey, 1 nothing, above 1 garish."""
     grey = luma(images)
-    return (grey + _column(factor, images) * (images - grey)).clamp(0, 1)
+    return (grey + column(factor, images) * (images - grey)).clamp(0, 1)
 
 
 def contrast(images: Tensor, factor: Tensor, generator: torch.Generator | None = None) -> Tensor:
     """Scale around the image's mean luma: below 1 flat, above 1 harsh."""
     mean = luma(images).mean((1, 2, 3), keepdim=True)
-    return (mean + _column(factor, images) * (images - mean)).clamp(0, 1)
+    return (mean + column(factor, images) * (images - mean)).clamp(0, 1)
 
 
 def gamma(images: Tensor, exponent: Tensor, generator: torch.Generator | None = None) -> Tensor:
     """Tone curve x ** exponent: above 1 darkens, below 1 brightens."""
-    return images.clamp_min(1e-4) ** _column(exponent, images)
+    return images.clamp_min(1e-4) ** column(exponent, images)
 
 
 def sharpen(images: Tensor, amount: Tensor, generator: torch.Generator | None = None) -> Tensor:
     """Unsharp masking with a radius of 1.5 pixels on luma, which leaves halos."""
     grey = luma(images)
     blurred = gaussian_blur(grey, torch.full((len(images),), 1.5))
-    return (images + _column(amount, images) * (grey - blurred)).clamp(0, 1)
+    return (images + column(amount, images) * (grey - blurred)).clamp(0, 1)
 
 
 def color_shift(images: Tensor, shift: Tensor, generator: torch.Generator | None = None) -> Tensor:
