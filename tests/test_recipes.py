@@ -21,6 +21,7 @@ from iqguide.training.data import clean_photographs, scored_photographs, split
 ROOT = Path(__file__).resolve().parents[1]
 RECIPES = ROOT / "recipes"
 SCRIPTS = ("score_folder", "best_of_n", "guided_sdxl")
+SHEETS = "distortion_ladders"
 STEPS = ("corpus", "autoencoder", "generator", "denoised", "bundle")
 A_STEP = "0.0001"  # minutes: a single step
 
@@ -32,7 +33,7 @@ def recipe():
         for folder in (RECIPES, RECIPES / "demo_generator"):
             patch.syspath_prepend(folder)
         yield __import__
-        for name in (*SCRIPTS, *STEPS):
+        for name in (*SCRIPTS, *STEPS, SHEETS):
             sys.modules.pop(name, None)
 
 
@@ -286,6 +287,17 @@ def test_guided_sdxl_shows_both(tmp_path, recipe, tiny_sdxl):
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_short_recipes_are_short(script):
     assert len((RECIPES / f"{script}.py").read_text("utf-8").splitlines()) <= 40
+
+
+def test_sheets_of_ladders(recipe, tmp_path):
+    texture(np.random.default_rng(0), 80).save(tmp_path / "photo.png")
+    recipe(SHEETS).main([str(tmp_path / "photo.png"), "--out", str(tmp_path / "sheets"), "--side", "64"])
+    sheets = {path.stem: path for path in (tmp_path / "sheets").iterdir()}
+    assert sheets.keys() == {path.stem for path in (ROOT / "docs" / "images" / "distortions").iterdir()}
+    with Image.open(sheets["noise"]) as noise:  # four kinds, each clean and at five levels
+        assert noise.width == 6 * 64 + 5 * 4
+        noisy = [np.asarray(noise.crop((68 * column, 16, 68 * column + 64, 80)), dtype=float) for column in range(6)]
+    assert (np.diff([((picture - noisy[0]) ** 2).mean() for picture in noisy]) > 0).all()
 
 
 # --- what the documentation says ---
