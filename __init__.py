@@ -19,10 +19,14 @@ _HOMES = {
     "WeightedSum": ".rewards",
     "best_of_n": ".guidance.search",
     "create_model": ".models",
+    "fk_steering": ".guidance.particles",
     "list_models": ".models",
     "load_images": ".images",
+    "optimize_noise": ".guidance.noise_search",
     "rank": ".rerank",
+    "redraw": ".guidance.redraw",
     "save_image": ".images",
+    "zero_order_search": ".guidance.noise_search",
 }
 
 __all__ = [  # noqa: RUF022 - in the order in which a reader meets them
@@ -34,6 +38,10 @@ __all__ = [  # noqa: RUF022 - in the order in which a reader meets them
     "rank",
     "Ranking",
     "best_of_n",
+    "fk_steering",
+    "zero_order_search",
+    "optimize_noise",
+    "redraw",
     "Reward",
     "WeightedSum",
     "FullReference",
@@ -42,6 +50,9 @@ __all__ = [  # noqa: RUF022 - in the order in which a reader meets them
 
 if TYPE_CHECKING:
     from .guidance import RewardGuidance
+    from .guidance.noise_search import optimize_noise, zero_order_search
+    from .guidance.particles import fk_steering
+    from .guidance.redraw import redraw
     from .guidance.search import best_of_n
     from .images import load_images, save_image
     from .models import ModelSpec, create_model, list_models

@@ -47,6 +47,14 @@ class Ranking:
     """The arguments with which the candidates were generated."""
     dropped: tuple[Dropped, ...] = ()
     """Candidates that were dropped on the way, in the order in which they went."""
+    from_latents: bool = False
+    """Whether they were made from `latents`, and `seeds` seed only the noise that the sampler adds on the way."""
+    log: tuple[Any, ...] = ()
+    """What a search wrote down on its way; see there."""
+    log_weights: Tensor | None = None
+    """(N,) float64: for samples of a distribution (`fk_steering`), the logarithm of what each of them stands for."""
+    lineages: tuple[tuple[tuple[float, int], ...], ...] | None = None
+    """For samples that were resampled: pairs (share of the steps, seed of the noise from there on) of each of them."""
     nfe: int | None = None
     """Rows that went through the denoiser for all candidates together; with classifier-free guidance a step is two."""
 

@@ -55,6 +55,20 @@ def silenced(pipe: Any, like: Tensor) -> Iterator[None]:
                 module.forward = forward
 
 
+@contextmanager
+def checkpointed(pipe: Any) -> Iterator[None]:
+    """While open, the denoiser keeps no activations for a backward pass but computes them again."""
+    modules = [m for m in denoisers_of(pipe) if getattr(m, "_supports_gradient_checkpointing", False)]
+    modules = [module for module in modules if not module.is_gradient_checkpointing]
+    for module in modules:
+        module.enable_gradient_checkpointing()
+    try:
+        yield
+    finally:
+        for module in modules:
+            module.disable_gradient_checkpointing()
+
+
 class _Silence:
     def __init__(self, forward: Any, like: Tensor) -> None:
         functools.update_wrapper(self, forward, updated=())  # pipelines may ask for its signature

@@ -21,12 +21,21 @@ TABLE = {
         set(),
         {"torch", "numpy", "safetensors", "huggingface_hub", "open_clip", "timm", "transformers", "tqdm", "xformers"},
     ),
-    "guidance": ({"images", "rewards", "rerank"}, {"torch", "numpy", "tqdm"}),
+    "guidance": ({"images", "rewards", "rerank", "guidance.steered"}, {"torch", "numpy", "tqdm"}),
+    "guidance.steered": ({"guidance", "guidance.diffusers"}, set()),
     "guidance.diffusers": ({"guidance"}, {"torch", "diffusers"}),
     "guidance.comfy": ({"guidance", "guidance.comfy_decoders"}, {"torch", "comfy"}),
     "guidance.comfy_decoders": ({"guidance"}, {"torch", "comfy", "folder_paths"}),
+    "guidance.comfy_legs": ({"guidance", "guidance.comfy"}, {"torch", "comfy"}),
+    "guidance.comfy_search": (
+        {"guidance", "guidance.comfy_legs", "rerank"},
+        {"torch", "comfy", "latent_preview", "tqdm"},
+    ),
     "nodes": (
-        {"images", "rewards", "rerank", "models", "guidance", "guidance.comfy", "guidance.comfy_decoders"},
+        {
+            *{"images", "rewards", "rerank", "models", "guidance", "guidance.comfy", "guidance.comfy_decoders"},
+            "guidance.comfy_search",
+        },
         {"torch", "PIL", "comfy", "comfy_api", "comfy_execution", "folder_paths", "server"},
     ),
     "training": (
