@@ -4,8 +4,8 @@ import functools
 import inspect
 import types
 import warnings
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from .clipping import clipping_of
 from .decoders import find_decoder
+from .full_gradient import FullGradient
 from .log import Evaluation
 from .parametrization import denoised_from_output, output_change, output_shift
 from .reward_guidance import GuidanceRun, RewardGuidance
@@ -58,6 +59,7 @@ class GuidedStep:
         self._decoder = None
         if guidance.scale != 0:
             self._decoder = find_decoder(pipe, guidance.decoder, height=height, width=width, load_tiny=load_tiny)
+        self._full = FullGradient(pipe, guidance.noise_window) if guidance.needs_graph else None
         self._undo = ExitStack()
         self._timesteps: Tensor | None = None  # the schedule of the run
         self._float32 = False  # whether this run has gone over to float32
@@ -78,6 +80,8 @@ class GuidedStep:
         self._undo.callback(self._put_back, before)
         if hasattr(self._decoder, "watch"):
             self._undo.enter_context(self._decoder.watch(self._pipe))
+        if self._full is not None:
+            self._undo.enter_context(self._full.installed())
         self.scheduler.step = self
         self.active = True
 
@@ -85,6 +89,15 @@ class GuidedStep:
         """Put the scheduler back as it was; harmless when done already."""
         self.active = False
         self._undo.close()
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """While open, calls of the pipeline are not guided."""
+        self.active = False
+        try:
+            yield
+        finally:
+            self.active = True
 
     def _put_back(self, before: Any) -> None:
         if vars(self.scheduler).get("step") is not self:
@@ -146,10 +159,14 @@ class GuidedStep:
                     " scheduler's list, the same for all of a sample. It does not support this pipeline."
                 )
         moved = self._move(sample, output, given["timestep"])
+        if self._full is not None:
+            sample, output = given["sample"], given["model_output"] = sample.detach(), output.detach()
         if moved is None and not self._float32:
-            return self._original(*args, **kwargs)
-        given["sample"], given["model_output"] = (sample.float(), output.float()) if moved is None else moved
-        return _with_dtype(self._original(*bound.args, **bound.kwargs), sample.dtype)
+            result = self._original(*bound.args, **bound.kwargs)
+        else:
+            given["sample"], given["model_output"] = (sample.float(), output.float()) if moved is None else moved
+            result = _with_dtype(self._original(*bound.args, **bound.kwargs), sample.dtype)
+        return result if self._full is None else self._full.armed(result, given["timestep"])
 
     def _move(self, sample: Tensor, output: Tensor, timestep: Any) -> tuple[Tensor, Tensor] | None:
         """Sample and model output, both float32, with the clean latent in them moved and the noise kept; None: as is.
@@ -167,7 +184,13 @@ class GuidedStep:
         levels = (units.alpha, units.sigma, units.prediction_type)
         denoised = denoised_from_output(prediction, sample.float(), *levels)
         clipping = clipping_of(scheduler, denoised)
-        push = run.push(denoised if clipping is None else clipping.apply(denoised), units.stage)
+        seen = denoised if clipping is None else clipping.apply(denoised)
+        if self._full is None:
+            push = run.push(seen, units.stage)
+        else:
+            push = run.push(seen.detach(), units.stage, self._full.pull_back(seen, sample, output))
+            denoised, prediction, sample = denoised.detach(), prediction.detach(), sample.detach()
+            variance = [part.detach() for part in variance]
         if push is None:
             return None
         if clipping is not None:

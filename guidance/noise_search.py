@@ -128,6 +128,8 @@ def optimize_noise(
     """
     if iterations < 1:
         raise ValueError(f"iterations is {iterations}; expected at least 1.")
+    if guidance is not None and guidance.needs_graph:
+        raise ValueError("got guidance with gradient='full', which uses up the graph; expected gradient='denoised'.")
     with steered(pipe, guidance, pipe_kwargs), counted_rows(pipe) as rows:
         first = initial_noise(pipe, seed, pipe_kwargs)
         climb = functools.partial(noise_gradient, pipe, reward, seed=seed, decoder=decoder, given=pipe_kwargs)

@@ -2,8 +2,9 @@
 
 import logging
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -49,6 +50,10 @@ class RewardGuidance:
     every: int = 2
     """A gradient at each k-th evaluation inside the window; the evaluations between reuse the last direction. 2 halves
     the cost; a sampler of a few steps may want 1."""
+
+    gradient: Literal["denoised", "full"] = "denoised"
+    """With respect to the denoised prediction, without touching the diffusion model; or, "full", to the noisy latent,
+    back through the diffusion model: two to three times the cost of an evaluation, and its activations in memory."""
 
     ema: float = 0.5
     """Half-life of the direction's moving average, in units of log(sigma / alpha); 0 for none."""
@@ -96,6 +101,8 @@ class RewardGuidance:
                 f"noise_window is {self.noise_window}; expected (start, stop) with 1 > start > stop > 0, for example"
                 " (0.75, 0.15): guidance acts while the noise level falls from start to stop. At 1 all is noise."
             )
+        if self.gradient not in ("denoised", "full"):
+            raise ValueError(f"gradient is {self.gradient!r}; expected 'denoised' or 'full'.")
         if not math.isfinite(self.scale):
             raise ValueError(f"scale is {self.scale}; expected a finite number, or 0 to switch guidance off.")
         for name in ("every", "samples", "crop", "chunk"):
@@ -107,6 +114,11 @@ class RewardGuidance:
         for name in ("ema", "noise", "shift"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"{name} is {getattr(self, name)}; expected 0 or more.")
+
+    @property
+    def needs_graph(self) -> bool:
+        """Whether the diffusion model's evaluations have to keep what a backward pass through them needs."""
+        return self.gradient == "full" and self.scale != 0
 
     def start(self, decoder: Decoder | None = None) -> "GuidanceRun":
         """Begin a run, that is the sampling of one batch.
@@ -191,12 +203,15 @@ class GuidanceRun:
             self.log.append(replace(self._entry(stage), skipped=reason))
         return reason is not None
 
-    def push(self, denoised: Tensor, stage: Stage) -> Tensor | None:
+    def push(
+        self, denoised: Tensor, stage: Stage, pull_back: Callable[[Tensor], Tensor] | None = None
+    ) -> Tensor | None:
         """How far the latent is to be moved at a stage that `skips` has let through.
 
         Args:
             denoised: (N, ...) the model's prediction of the clean latent, any floating dtype.
             stage: where the evaluation stands in the sampler's step.
+            pull_back: for gradient="full": gradient with respect to `denoised` -> with respect to the noisy latent.
 
         Returns:
             Like `denoised`, float32: what is to be added to the prediction and, times alpha, to the noisy latent (its
@@ -204,7 +219,7 @@ class GuidanceRun:
         """
         if self._drift is not None and self._drift.shape != denoised.shape:
             self._forget()  # the sampler has changed the size of its latents
-        gradient = self._update(denoised, stage.ratio)
+        gradient = self._update(denoised, stage.ratio, pull_back)
         share = stage.share_of(self.guidance.noise_window)
         before = self._drift if self._drift is not None else torch.zeros_like(denoised, dtype=torch.float32)
         self._drift = self._tether(before + self._direction() * (self.guidance.scale * share))
@@ -219,7 +234,7 @@ class GuidanceRun:
             return "the scale is 0"
         return "outside the noise window" if stage.share_of(self.guidance.noise_window) == 0 else None
 
-    def _update(self, denoised: Tensor, ratio: float) -> Tensor | None:
+    def _update(self, denoised: Tensor, ratio: float, pull_back: Callable[[Tensor], Tensor] | None) -> Tensor | None:
         """Take a new gradient into the moving average, at each `every`-th call; returns it."""
         settings = self.guidance
         self._in_window += 1
@@ -237,9 +252,16 @@ class GuidanceRun:
             settings.reward, self.decoder, denoised, views=views, modules=self._modules, chunk=settings.chunk
         )
         self._finite = gradient.flatten(1).isfinite().all(1)
-        unit = unit_rms(torch.where(_per_sample(self._finite, gradient), gradient, 0.0))
+        unit = self._unit(gradient)
+        if settings.gradient == "full":
+            pulled = _required(pull_back)(unit)
+            self._finite = self._finite & pulled.flatten(1).isfinite().all(1)
+            unit = self._unit(pulled)
         self._average = self._blend(unit, ratio)
         return gradient
+
+    def _unit(self, gradient: Tensor) -> Tensor:
+        return unit_rms(torch.where(_per_sample(self._finite, gradient), gradient, 0.0))
 
     def _blend(self, unit: Tensor, ratio: float) -> Tensor:
         position = math.log(min(ratio, ratio_of(self.guidance.noise_window[0])))
@@ -284,6 +306,14 @@ class GuidanceRun:
             return None
         self.log.append(entry)
         return change
+
+
+def _required(pull_back: Callable[[Tensor], Tensor] | None) -> Callable[[Tensor], Tensor]:
+    if pull_back is None:
+        raise ValueError(
+            "gradient='full' goes back through the diffusion model, which only guided() of diffusers does."
+        )
+    return pull_back
 
 
 def unit_rms(tensor: Tensor) -> Tensor:

@@ -173,6 +173,7 @@ def test_checkpointing_is_put_back():
         (zero_order_search, {"latents": torch.zeros(1)}, "got latents="),
         (optimize_noise, {"iterations": 0}, "iterations is 0"),
         (optimize_noise, {"prompt": ["a", "b"]}, "prompt is a list of 2"),
+        (optimize_noise, {"guidance": RewardGuidance(brightness, gradient="full")}, "uses up the graph"),
     ],
 )
 def test_bad_arguments(search, changes, message):
