@@ -150,7 +150,9 @@ def _add_sample(commands: Any) -> None:
         "DIR/samples.json lists for each image: seed, candidate_seed (of the winner among seed*N ... seed*N+N-1), score"
         " of the file, time_s (wall time of generating and choosing) and nfe: rows that went through the denoiser for"
         " this image, over all steps and candidates; with classifier-free guidance a step is two rows. Equal seeds"
-        " start from equal noise, with and without --guide."
+        " start from equal noise, with and without --guide. With --judge also judge, its score of the file; and if"
+        " something steered, plain_score and plain_judge, of what the first candidate's seed makes unguided."
+        " Under `accelerate launch -m iqguide.cli sample ...` the seeds are split over the processes."
     )
     parser.add_argument("prompt", nargs="?", default="", metavar="PROMPT", help="what to generate (default: nothing)")
     parser.add_argument(
@@ -169,8 +171,28 @@ def _add_sample(commands: Any) -> None:
     parser.add_argument("--best-of", type=positive, metavar="N", help="draw N candidates an image and keep the best")
     parser.add_argument(
         "--halving",
-        action="store_true",
-        help="drop the worse half of the candidates after 40 %% and after 70 %% of the steps; needs --best-of",
+        type=shares,
+        nargs="?",
+        const=True,
+        metavar="SHARES",
+        help="drop the worse half of the candidates after these shares of the steps, such as 0.3,0.6 (alone: 0.4,0.7);"
+        " PROMPT comes before it; needs --best-of",
+    )
+    parser.add_argument(
+        "--decoder",
+        metavar="vae|HUB-ID|PATH",
+        help="with which --guide and --halving look at predictions: the pipeline's own autoencoder, or an"
+        " AutoencoderTiny (default: a tiny one for --guide if it is on this machine, else the own one)",
+    )
+    parser.add_argument(
+        "--judge",
+        metavar="MODEL",
+        help="score the images by a second model that steers nothing, and warn if it falls while the first one rises;"
+        " costs one more unguided image a seed",
+    )
+    parser.add_argument("--judge-weights", default="default", metavar="WEIGHTS", help="of the judge, as --weights")
+    parser.add_argument(
+        "--resume", action="store_true", help="keep the images that DIR has from the same command, and make the others"
     )
     parser.add_argument(
         "--steps", type=positive, help="denoising steps (default: 25 for demo, else the pipeline's own)"
@@ -363,6 +385,14 @@ def strength(text: str) -> float | str:
         ) from None
 
 
+def shares(text: str) -> list[float]:
+    """`0.4,0.7` -> numbers; whether they rise between 0 and 1 is for `best_of_n` to say."""
+    try:
+        return [float(part) for part in text.split(",")]
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"got {text!r}; expected SHARES as 0.4,0.7: put PROMPT first") from None
+
+
 def dimensions(text: str) -> tuple[int, int]:
     """`512` or `768x512` -> (width, height) in pixels."""
     width, _, height = text.lower().partition("x")
@@ -377,12 +407,13 @@ def one_line(error: BaseException) -> str:
     return " ".join(text.split()) or type(error).__name__
 
 
-def progress(total: int, what: str, unit: str = "image") -> Any:
-    """A tqdm bar on stderr: for work of more than a second; off a terminal a line every ten seconds."""
+def progress(total: int, what: str, unit: str = "image", quiet: bool = False) -> Any:
+    """A tqdm bar on stderr, unless quiet: for work of more than a second; off a terminal a line every ten seconds."""
     from tqdm import tqdm
 
     interval = 0.1 if sys.stderr.isatty() else 10
-    return tqdm(total=total, desc=what, unit=unit, file=sys.stderr, delay=1, mininterval=interval, dynamic_ncols=True)
+    look = {"file": sys.stderr, "delay": 1, "mininterval": interval, "dynamic_ncols": True, "disable": quiet}
+    return tqdm(total=total, desc=what, unit=unit, **look)
 
 
 def say(text: str) -> None:

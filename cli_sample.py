@@ -9,7 +9,7 @@ import statistics
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +20,16 @@ from torch import nn
 from . import __version__
 from .cli import OK, one_line, progress, say
 from .cli_score import best_device, make_folder
+from .cli_sweep import finished, gathered, share_of, verdict
 from .guidance import RewardGuidance
 from .guidance.search import HALVING, best_of_n
+from .guidance.steered import steered
 from .images import atomic_write, save_image, to_pil
 from .models import MODELS, create_model
 from .models.weights import is_offline
 from .rerank import Ranking, rank
 from .rewards import Reward
+from .training.evaluate import distributed_device
 
 DEMO = Path(__file__).resolve().parent / "models" / "assets" / "demo"
 DEMO_CALL = {"num_inference_steps": 25, "guidance_scale": 3.0}  # what the bundled generator is made for
@@ -42,31 +45,82 @@ class Sample:
     score: float
     time_s: float
     nfe: int
+    judge: float | None = None
+    """Score by a model that did not steer."""
+    plain_score: float | None = None
+    """Score of the picture that the first candidate's seed makes unguided; where there is a judge."""
+    plain_judge: float | None = None
+    """And what the judge says of that one."""
 
     def record(self) -> dict[str, Any]:
         """The entry of samples.json."""
-        return {name: getattr(self, name) for name in ("seed", "candidate_seed", "score", "time_s", "nfe")}
+        return {name: value for name, value in vars(self).items() if name != "image" and value is not None}
 
 
 def load_reward(options: argparse.Namespace, device: torch.device) -> nn.Module:
-    """The quality model to sample by.
+    """The quality model to sample by; see `load_model`."""
+    return load_model(options.model, options.weights, device)
+
+
+def load_model(name: str, weights: str, device: torch.device) -> nn.Module:
+    """A quality model for pictures that have no reference.
 
     Raises:
-        ValueError: it needs a reference, which sampling does not have.
+        ValueError: it needs one.
     """
-    if options.model in MODELS and MODELS[options.model].full_reference:
-        raise ValueError(f"{options.model} compares images with a reference, and samples have none; choose another.")
-    return create_model(options.model, weights=options.weights, device=device)
+    if name in MODELS and MODELS[name].full_reference:
+        raise ValueError(f"{name} compares images with a reference, and samples have none; choose another.")
+    return create_model(name, weights=weights, device=device)
 
 
 def run_sample(options: argparse.Namespace) -> int:
-    """Write DIR/SEED.png for each seed, and DIR/samples.json after each."""
+    """Write DIR/SEED.png for each seed, and DIR/samples.json; with several processes each draws a part of the seeds."""
+    _check_options(options)
+    out = make_folder(options.out)
+    own, talks = distributed_device()
+    device = own or best_device(options.device)
+    reward = load_reward(options, device)
+    judge = load_model(options.judge, options.judge_weights, device) if options.judge else None
+    pipe = load_pipeline(options.pipeline, device, options.dtype)
+    call = _call(options)
+    _check_call(pipe, call)
+    decoder = _decoder(options.decoder, pipe)
+    guidance = _guidance(reward, options.guide, decoder)
+    settings = call | {"pipeline": options.pipeline, "model": options.model, "weights": options.weights}
+    settings |= {"guide": guidance.scale if guidance else None, "decoder": options.decoder, "judged_by": options.judge}
+    halving = HALVING if options.halving is True else options.halving or ()
+    settings |= {"best_of": options.best_of, "halving": list(halving) or None, "iqguide": __version__}
+    done = finished(out, options.seeds, settings) if options.resume else {}
+    seeds = share_of(options.seeds)
+    records = {seed: done[seed] for seed in seeds if seed in done}
+    how = {"guidance": guidance, "best_of": options.best_of, "batch_size": options.batch_size, "judge": judge}
+    how |= {"halving": halving, "decoder": decoder}
+    with progress(len(seeds), "sample", quiet=not talks) as bar:
+        bar.update(len(records))
+        for sample in draw(pipe, reward, [seed for seed in seeds if seed not in done], **how, **call):
+            records[sample.seed] = sample.record()
+            save_image(sample.image, out / f"{sample.seed}.png", {"iqguide": json.dumps(settings | sample.record())})
+            if own is None:
+                _write_records(out, records, options.seeds)
+            bar.update()
+    everything = {record["seed"]: record for record in gathered(list(records.values()))}
+    if talks:
+        _write_records(out, everything, options.seeds)
+        _conclude(options, out, list(everything.values()))
+    return OK
+
+
+def _check_options(options: argparse.Namespace) -> None:
     if options.halving and not options.best_of:
         raise ValueError("got --halving without --best-of; expected both: it drops candidates of --best-of N.")
-    out = make_folder(options.out)
-    device = best_device(options.device)
-    reward = load_reward(options, device)
-    pipe = load_pipeline(options.pipeline, device, options.dtype)
+    if options.decoder and not options.halving and options.guide is None:
+        raise ValueError("got --decoder, which only --guide and --halving look through; leave it out.")
+    if options.judge == options.model:
+        raise ValueError(f"--judge is {options.judge}, the model that steers; expected another one.")
+
+
+def _call(options: argparse.Namespace) -> dict[str, Any]:
+    """What the pipeline is called with."""
     call = {
         "prompt": options.prompt,
         "negative_prompt": options.negative_prompt,
@@ -76,26 +130,23 @@ def run_sample(options: argparse.Namespace) -> int:
         "height": options.size and options.size[1],
     }
     call = {name: value for name, value in call.items() if value is not None}
-    if options.pipeline == "demo":
-        call = DEMO_CALL | call
-    _check_call(pipe, call)
-    guidance = _guidance(reward, options.guide)
-    settings = call | {"pipeline": options.pipeline, "model": options.model, "iqguide": __version__}
-    settings |= {"guide": guidance.scale if guidance else None, "best_of": options.best_of}
-    settings["halving"] = list(HALVING) if options.halving else None
-    how = {"guidance": guidance, "best_of": options.best_of, "batch_size": options.batch_size}
-    how["halving"] = options.halving
-    records = []
-    with progress(len(options.seeds), "sample") as bar:
-        for sample in draw(pipe, reward, options.seeds, **how, **call):
-            text = json.dumps(settings | {"seed": sample.seed, "candidate_seed": sample.candidate_seed})
-            save_image(sample.image, out / f"{sample.seed}.png", metadata={"iqguide": text})
-            records.append(sample.record())
-            atomic_write(out / "samples.json", json.dumps(records, indent=1).encode())
-            bar.update()
-    mean = statistics.fmean(record["score"] for record in records)
-    say(f"iqguide: {len(records)} images in {out}, mean score {mean:.4f} by {options.model}.")
-    return OK
+    return DEMO_CALL | call if options.pipeline == "demo" else call
+
+
+def _write_records(out: Path, records: dict[int, dict[str, Any]], order: Sequence[int]) -> None:
+    """samples.json: what is there, in the order of the seeds."""
+    text = json.dumps([records[seed] for seed in order if seed in records], indent=1)
+    atomic_write(out / "samples.json", text.encode())
+
+
+def _conclude(options: argparse.Namespace, out: Path, records: list[dict[str, Any]]) -> None:
+    if options.judge:
+        result, *warning = verdict(records, options.model, options.judge)
+    else:
+        mean = statistics.fmean(record["score"] for record in records)
+        result, warning = f"mean score {mean:.4f} by {options.model}", []
+    for line in (f"{len(records)} images in {out}, {result}.", *warning):
+        say(f"iqguide: {line}")
 
 
 def draw(
@@ -107,6 +158,8 @@ def draw(
     best_of: int | None = None,
     batch_size: int = 1,
     halving: Sequence[float] | bool = (),
+    decoder: Any = None,
+    judge: Reward | None = None,
     **call: Any,
 ) -> Iterator[Sample]:
     """Generate one picture for each seed.
@@ -119,6 +172,9 @@ def draw(
         best_of: candidates for each picture, whose seeds are seed * best_of + 0, 1, ...; None for the seed itself.
         batch_size: pictures in one call of the pipeline.
         halving: shares of the steps after which the worse half of the candidates is dropped, see `best_of_n`.
+        decoder: with which halving looks at predictions, see `best_of_n`.
+        judge: a second reward, which steers nothing. Where something else steers, the first candidate of each seed is
+            drawn once more without it, and both score it.
         **call: what the pipeline is called with.
 
     Yields:
@@ -127,22 +183,37 @@ def draw(
     groups = [[seed] for seed in seeds]
     if not best_of:
         groups = [list(seeds[i : i + batch_size]) for i in range(0, len(seeds), batch_size)]
-    with _guided(pipe, guidance, call):
+    twins = judge is not None and (guidance is not None or best_of is not None)
+    with steered(pipe, guidance, call) as run:
         for group in groups:
             wanted = [group[0] * best_of + i for i in range(best_of)] if best_of else group
             start = time.perf_counter()
-            how = {"batch_size": batch_size, "top_k": 1 if best_of else None, "halving": halving}
+            how = {"batch_size": batch_size, "top_k": 1 if best_of else None, "halving": halving, "decoder": decoder}
             ranking = best_of_n(pipe, reward, n=len(wanted), seeds=wanted, **how, **call)
             spent = time.perf_counter() - start
-            yield from _samples(ranking, reward, group, spent / len(group), (ranking.nfe or 0) // len(group))
+            samples = _samples(ranking, reward, judge, group, spent / len(group), (ranking.nfe or 0) // len(group))
+            if not twins:
+                yield from samples
+                continue
+            with run.paused() if guidance is not None else nullcontext():
+                first = wanted[:1] if best_of else wanted
+                plain = best_of_n(
+                    pipe, reward, n=len(first), seeds=first, batch_size=min(batch_size, len(first)), **call
+                )
+            for sample, twin in zip(samples, _samples(plain, reward, judge, group, 0, 0), strict=True):
+                yield replace(sample, plain_score=twin.score, plain_judge=twin.judge)
 
 
-def _samples(ranking: Ranking, reward: Reward, seeds: list[int], time_s: float, nfe: int) -> Iterator[Sample]:
+def _samples(
+    ranking: Ranking, reward: Reward, judge: Reward | None, seeds: list[int], time_s: float, nfe: int
+) -> Iterator[Sample]:
     """The pictures of a ranking (one for each seed), scored as the 8-bit files that they become."""
     pictures = [to_pil(image) for image in ranking.images]
     scores = rank(pictures, reward, batch_size=len(pictures)).scores.tolist()
-    for seed, candidate, picture, score in zip(seeds, ranking.seeds, pictures, scores, strict=True):
-        yield Sample(picture, seed, candidate, score, round(time_s, 4), nfe)
+    judged = rank(pictures, judge, batch_size=len(pictures)).scores.tolist() if judge else [None] * len(pictures)
+    every = zip(seeds, ranking.seeds, pictures, scores, judged, strict=True)
+    for seed, candidate, picture, score, other in every:
+        yield Sample(picture, seed, candidate, score, round(time_s, 4), nfe, other)
 
 
 def load_pipeline(name: str, device: torch.device, dtype: str | None = None) -> Any:
@@ -213,18 +284,31 @@ def _usual_dtype(device: torch.device) -> torch.dtype:
     return torch.bfloat16 if device.type == "cuda" and torch.cuda.is_bf16_supported() else torch.float16
 
 
-def _guidance(reward: Reward, strength: float | str | None) -> RewardGuidance | None:
+def _guidance(reward: Reward, strength: float | str | None, decoder: Any) -> RewardGuidance | None:
     if strength is None:
         return None
-    return RewardGuidance(reward) if strength == "default" else RewardGuidance(reward, scale=strength)
+    return RewardGuidance(reward, scale=RewardGuidance.scale if strength == "default" else strength, decoder=decoder)
 
 
-def _guided(pipe: Any, guidance: RewardGuidance | None, call: dict[str, Any]) -> Any:
-    if guidance is None:
-        return nullcontext()
-    from .guidance.diffusers import guided
+def _decoder(name: str | None, pipe: Any) -> Any:
+    """What --decoder names: the pipeline's own autoencoder, or an AutoencoderTiny.
 
-    return guided(pipe, guidance, height=call.get("height"), width=call.get("width"))
+    Raises:
+        ValueError: it is not there, or cannot be downloaded.
+    """
+    if name is None or name == "vae":
+        return name and pipe.vae
+    from diffusers import AutoencoderTiny
+
+    local = Path(name).expanduser().is_dir()
+    try:
+        tiny = AutoencoderTiny.from_pretrained(name, local_files_only=local or is_offline())
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"cannot load the decoder {name!r} ({one_line(error)}); expected vae, a folder, or the id of an"
+            " AutoencoderTiny on the Hugging Face hub, such as madebyollin/taesdxl."
+        ) from error
+    return tiny.to(device=pipe.device, dtype=pipe.dtype)
 
 
 def run_demo(options: argparse.Namespace) -> int:

@@ -1,0 +1,87 @@
+"""What makes `iqguide sample` a sweep: which seeds are finished, who draws which, and whether a judge agrees."""
+
+from __future__ import annotations
+
+import json
+import math
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+RECORDED = ("seed", "candidate_seed", "score", "time_s", "nfe", "judge", "plain_score", "plain_judge")
+
+
+def finished(out: Path, seeds: Sequence[int], settings: dict[str, Any]) -> dict[int, dict[str, Any]]:
+    """The records of the seeds whose pictures are there; each picture carries its own.
+
+    Raises:
+        ValueError: a picture was made with other settings.
+    """
+    found = {}
+    for seed in seeds:
+        path = out / f"{seed}.png"
+        if not path.is_file():
+            continue
+        with Image.open(path) as image:
+            said = json.loads(image.info.get("iqguide", "{}"))
+        if "score" not in said:
+            continue  # made by something else; it is made again
+        for name, value in json.loads(json.dumps(settings)).items():
+            if said.get(name) != value and name != "iqguide":  # the version
+                raise ValueError(
+                    f"{path} was made with {name} {said.get(name)!r}, and now it is {value!r}; choose another --out, or"
+                    " leave out --resume to make all pictures again."
+                )
+        found[seed] = {name: said[name] for name in RECORDED if name in said}
+    return found
+
+
+def share_of(seeds: Sequence[int]) -> list[int]:
+    """The seeds of this process, of those that accelerate has launched."""
+    from accelerate import PartialState
+
+    state = PartialState()
+    return list(seeds[state.process_index :: state.num_processes])
+
+
+def gathered(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The records of all processes, for every one of them."""
+    from accelerate import PartialState
+    from accelerate.utils import gather_object
+
+    return gather_object(records) if PartialState().num_processes > 1 else records
+
+
+def verdict(records: Sequence[dict[str, Any]], model: str, judge: str) -> list[str]:
+    """What to say of the scores by the model that steered and by a judge that did not.
+
+    Args:
+        records: of samples.json, with `judge`; and with `plain_score` and `plain_judge` where something steered.
+        model: name of the model that steered.
+        judge: name of the judge.
+
+    Returns:
+        Lines; the last one is a warning if the reward has risen and the judge has fallen.
+    """
+    lines = [f"mean score {_mean(records, 'score'):.4f} by {model}, {_mean(records, 'judge'):.4f} by {judge}"]
+    if "plain_judge" not in records[0]:
+        return lines
+    plain = f"{_mean(records, 'plain_score'):.4f} and {_mean(records, 'plain_judge'):.4f}"
+    lines[0] += f" (unguided, first candidate: {plain})"
+    rise = statistics.fmean(r["score"] - r["plain_score"] for r in records)
+    changes = [r["judge"] - r["plain_judge"] for r in records]
+    if rise > 0 > statistics.fmean(changes):
+        error = f" +- {statistics.stdev(changes) / math.sqrt(len(changes)):.4f}" if len(changes) > 1 else ""
+        lines.append(
+            f"warning: {model}, which steered, rose by {rise:.4f} while {judge}, which did not, changed by"
+            f" {statistics.fmean(changes):+.4f}{error} (standard error over {len(records)} images): what was gained may"
+            " be nothing that people see. Guide less, or choose another --model."
+        )
+    return lines
+
+
+def _mean(records: Sequence[dict[str, Any]], name: str) -> float:
+    return statistics.fmean(record[name] for record in records)
