@@ -53,7 +53,7 @@ class RewardGuidance:
 
     gradient: Literal["denoised", "full"] = "denoised"
     """With respect to the denoised prediction, without touching the diffusion model; or, "full", to the noisy latent,
-    back through the diffusion model: two to three times the cost of an evaluation, and its activations in memory."""
+    back through the diffusion model: about three times the cost of an evaluation; in diffusers only."""
 
     ema: float = 0.5
     """Half-life of the direction's moving average, in units of log(sigma / alpha); 0 for none."""
