@@ -20,7 +20,10 @@ from .families import Family, Grid, as_given, family_of
 logger = logging.getLogger(__name__)
 
 Decoder = Callable[[Tensor], Tensor]
-"""Latents as the scheduler's `step` sees them -> images (N, 3, H, W) RGB in [0, 1], differentiable."""
+"""Latents as the scheduler's `step` sees them -> images (N, 3, H, W) RGB in [0, 1], differentiable.
+
+Of a video frames (N, F, 3, H, W), each of which is scored.
+"""
 
 _HOST_HOOKS = ("_hf_hook", "_diffusers_hook", "_old_forward", "forward")  # set on instances by offloading
 
@@ -95,17 +98,20 @@ class VaeDecoder:
     def __call__(self, latents: Tensor) -> Tensor:
         """Latents as the scheduler sees them, any floating dtype -> images (N, 3, H, W), float32 in [0, 1].
 
+        Latents of a video with F > 1 frames give (N, F, 3, H, W).
         The values are those of the pipeline's own pictures; see `clamp_towards_range` for the gradient.
         """
         weight = next(self._vae.parameters())
         if weight.device != latents.device:
             with torch.inference_mode(False):
                 self._vae.to(latents.device)
-        z = self.family.to_vae(self.family.unpack(latents, self._grid), self._vae.config)
+        z = self.family.to_vae(self.family.unpack(latents, self._grid), self._vae)
         z = z.to(weight.dtype)
         if z.ndim == 4:  # convolutions keep this layout, and are a fifth faster in it on CPUs
             z = z.contiguous(memory_format=torch.channels_last)
         pixels = self._vae.decode(z, return_dict=False)[0].float()
+        if pixels.ndim == 5:  # video: one frame is a picture
+            pixels = pixels[:, :, 0] if pixels.shape[2] == 1 else pixels.movedim(2, 1)
         return clamp_towards_range(pixels * 0.5 + 0.5)
 
     def watch(self, pipe: Any) -> AbstractContextManager[None]:
@@ -215,7 +221,7 @@ def _private_view(vae: nn.Module) -> nn.Module:
             for hook in _HOST_HOOKS:
                 vars(module).pop(hook, None)
         if hasattr(view, "encoder"):
-            del view.encoder
+            view.encoder = nn.Identity()  # some autoencoders count the layers of theirs, even to decode
         if next(view.parameters()).dtype == torch.float16 and getattr(vae.config, "force_upcast", False):
             view.float()
     return view.eval()

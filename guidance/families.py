@@ -15,7 +15,7 @@ Grid = tuple[int, int] | None
 
 
 def spatial(latents: Tensor, grid: Grid) -> Tensor:
-    """Latents (N, C, h, w) as they are."""
+    """Latents (N, C, h, w), or of a video (N, C, T, h, w), as they are."""
     return latents
 
 
@@ -41,28 +41,43 @@ def packed(latents: Tensor, grid: Grid) -> Tensor:
     return patches.permute(0, 3, 1, 4, 2, 5).reshape(n, channels // 4, 2 * rows, 2 * columns)
 
 
-def as_given(latents: Tensor, config: Any) -> Tensor:
+def as_given(latents: Tensor, vae: Any) -> Tensor:
     """Latents that are in the autoencoder's own units already."""
     return latents
 
 
-def scaled(latents: Tensor, config: Any) -> Tensor:
+def scaled(latents: Tensor, vae: Any) -> Tensor:
     """Latents / scaling_factor."""
-    return latents / config.scaling_factor
+    return latents / vae.config.scaling_factor
 
 
-def shifted(latents: Tensor, config: Any) -> Tensor:
+def shifted(latents: Tensor, vae: Any) -> Tensor:
     """Latents / scaling_factor + shift_factor."""
-    return latents / config.scaling_factor + (getattr(config, "shift_factor", None) or 0.0)
+    return latents / vae.config.scaling_factor + (getattr(vae.config, "shift_factor", None) or 0.0)
 
 
-def standardised(latents: Tensor, config: Any) -> Tensor:
+def standardised(latents: Tensor, vae: Any) -> Tensor:
     """Latents * latents_std / scaling_factor + latents_mean, per channel, where the config has these statistics."""
-    mean, std = (getattr(config, name, None) for name in ("latents_mean", "latents_std"))
+    mean, std = (getattr(vae.config, name, None) for name in ("latents_mean", "latents_std"))
     if mean is None or std is None:
-        return scaled(latents, config)
-    mean, std = (latents.new_tensor(value).view(1, -1, 1, 1) for value in (mean, std))
-    return latents * std / config.scaling_factor + mean
+        return scaled(latents, vae)
+    mean, std = (latents.new_tensor(value).view(1, -1, *[1] * (latents.ndim - 2)) for value in (mean, std))
+    return latents * std / getattr(vae.config, "scaling_factor", 1.0) + mean
+
+
+def one_frame(latents: Tensor, vae: Any) -> Tensor:
+    """(N, C, h, w) `standardised`, as the single frame (N, C, 1, h, w) of a video autoencoder."""
+    return standardised(latents, vae).unsqueeze(2)
+
+
+def batch_standardised(latents: Tensor, vae: Any) -> Tensor:
+    """Latents * std + mean of the autoencoder's batch norm over 2 x 2 patches; as they are if it has none."""
+    if not hasattr(vae, "bn"):
+        return latents  # such as TAEF2, which takes the diffusion model's own units
+    n, channels, rows, columns = latents.shape
+    std = (vae.bn.running_var + vae.config.batch_norm_eps).sqrt()
+    mean, std = (values.to(latents).view(1, channels, 1, 2, 1, 2) for values in (vae.bn.running_mean, std))
+    return (latents.view(n, channels, rows // 2, 2, columns // 2, 2) * std + mean).view(latents.shape)
 
 
 @dataclass(frozen=True)
@@ -70,11 +85,11 @@ class Family:
     """What the pipelines of one kind have in common between their latents and their pictures."""
 
     unpack: Callable[[Tensor, Grid], Tensor]
-    """Layout: latents as the scheduler sees them, and their grid -> (N, C, h, w)."""
+    """Layout: latents as the scheduler sees them, and their grid -> (N, C, h, w), of a video (N, C, T, h, w)."""
     to_vae: Callable[[Tensor, Any], Tensor]
-    """Units: (N, C, h, w) of the diffusion model, and the autoencoder's config -> what its `decode` takes."""
+    """Units: what `unpack` returns, in those of the diffusion model, and the autoencoder -> what its `decode` takes."""
     tiny: str | None
-    """Hub name of the AutoencoderTiny with the same latents."""
+    """Hub name of the AutoencoderTiny with the same latents; None where there is none."""
     needs_grid: bool = False
     """The latents do not tell their own height and width."""
 
@@ -83,6 +98,11 @@ STABLE_DIFFUSION = Family(spatial, scaled, "madebyollin/taesd")
 STABLE_DIFFUSION_XL = Family(spatial, standardised, "madebyollin/taesdxl")
 STABLE_DIFFUSION_3 = Family(spatial, shifted, "madebyollin/taesd3")
 FLUX = Family(packed, shifted, "madebyollin/taef1", needs_grid=True)
+FLUX_UNPACKED = Family(spatial, shifted, "madebyollin/taef1")
+FLUX_2 = Family(packed, batch_standardised, None, needs_grid=True)
+QWEN_IMAGE = Family(packed, one_frame, None, needs_grid=True)
+SANA = Family(spatial, scaled, "madebyollin/taesana")
+WAN = Family(spatial, standardised, None)
 
 FAMILIES: Mapping[str, Family] = {
     "StableDiffusionPipeline": STABLE_DIFFUSION,
@@ -102,6 +122,7 @@ FAMILIES: Mapping[str, Family] = {
     "StableDiffusionControlNetPAGInpaintPipeline": STABLE_DIFFUSION,
     "LatentConsistencyModelPipeline": STABLE_DIFFUSION,
     "LatentConsistencyModelImg2ImgPipeline": STABLE_DIFFUSION,
+    "PixArtAlphaPipeline": STABLE_DIFFUSION,
     "StableDiffusionXLPipeline": STABLE_DIFFUSION_XL,
     "StableDiffusionXLImg2ImgPipeline": STABLE_DIFFUSION_XL,
     "StableDiffusionXLInpaintPipeline": STABLE_DIFFUSION_XL,
@@ -118,6 +139,11 @@ FAMILIES: Mapping[str, Family] = {
     "StableDiffusionXLPAGInpaintPipeline": STABLE_DIFFUSION_XL,
     "StableDiffusionXLControlNetPAGPipeline": STABLE_DIFFUSION_XL,
     "StableDiffusionXLControlNetPAGImg2ImgPipeline": STABLE_DIFFUSION_XL,
+    "KolorsPipeline": STABLE_DIFFUSION_XL,
+    "KolorsImg2ImgPipeline": STABLE_DIFFUSION_XL,
+    "KolorsPAGPipeline": STABLE_DIFFUSION_XL,
+    "PixArtSigmaPipeline": STABLE_DIFFUSION_XL,
+    "PixArtSigmaPAGPipeline": STABLE_DIFFUSION_XL,
     "StableDiffusion3Pipeline": STABLE_DIFFUSION_3,
     "StableDiffusion3Img2ImgPipeline": STABLE_DIFFUSION_3,
     "StableDiffusion3InpaintPipeline": STABLE_DIFFUSION_3,
@@ -137,6 +163,32 @@ FAMILIES: Mapping[str, Family] = {
     "FluxControlNetPipeline": FLUX,
     "FluxControlNetImg2ImgPipeline": FLUX,
     "FluxControlNetInpaintPipeline": FLUX,
+    "ChromaPipeline": FLUX,
+    "ChromaImg2ImgPipeline": FLUX,
+    "ChromaInpaintPipeline": FLUX,
+    "HiDreamImagePipeline": FLUX_UNPACKED,
+    "Lumina2Pipeline": FLUX_UNPACKED,
+    "ZImagePipeline": FLUX_UNPACKED,
+    "ZImageImg2ImgPipeline": FLUX_UNPACKED,
+    "ZImageInpaintPipeline": FLUX_UNPACKED,
+    "ZImageControlNetPipeline": FLUX_UNPACKED,
+    "ZImageControlNetInpaintPipeline": FLUX_UNPACKED,
+    "Flux2Pipeline": FLUX_2,
+    "Flux2KleinPipeline": FLUX_2,
+    "Flux2KleinInpaintPipeline": FLUX_2,
+    "QwenImagePipeline": QWEN_IMAGE,
+    "QwenImageImg2ImgPipeline": QWEN_IMAGE,
+    "QwenImageInpaintPipeline": QWEN_IMAGE,
+    "QwenImageEditPipeline": QWEN_IMAGE,
+    "QwenImageEditPlusPipeline": QWEN_IMAGE,
+    "QwenImageEditInpaintPipeline": QWEN_IMAGE,
+    "QwenImageControlNetPipeline": QWEN_IMAGE,
+    "QwenImageControlNetInpaintPipeline": QWEN_IMAGE,
+    "SanaPipeline": SANA,
+    "SanaPAGPipeline": SANA,
+    "SanaControlNetPipeline": SANA,
+    "WanPipeline": WAN,
+    "WanVideoToVideoPipeline": WAN,
 }
 """Class name of a pipeline -> its family; sub-classes of a pipeline are found too."""
 
@@ -151,8 +203,9 @@ def family_of(pipe: Any) -> Family:
         if cls.__name__ in FAMILIES:
             return FAMILIES[cls.__name__]
     raise ValueError(
-        f"got a {type(pipe).__name__}, whose latents are unknown; expected a pipeline of Stable Diffusion, SDXL, SD3 "
-        "or Flux.1, or one of two functions: RewardGuidance(decoder=...), from latents as scheduler.step sees them to "
-        "images (N, 3, H, W) in [0, 1]; or find_decoder(pipe, unpack=...), from these latents to what the pipeline's "
-        "vae.decode takes, whose result is such a decoder."
+        f"got a {type(pipe).__name__}, whose latents are unknown; expected a pipeline of the table in "
+        "docs/diffusers.md (Stable Diffusion, Flux, Qwen-Image, Wan, ...), or one of two functions: "
+        "RewardGuidance(decoder=...), from latents as scheduler.step sees them to images (N, 3, H, W) in [0, 1]; or "
+        "find_decoder(pipe, unpack=...), from these latents to what the pipeline's vae.decode takes, whose result is "
+        "such a decoder."
     )

@@ -33,7 +33,8 @@ def reward_gradient(
 
     Args:
         reward: images (N, 3, H, W) in [0, 1] -> (N,), higher is better.
-        decoder: latents as the diffusion model has them -> images (N, 3, H, W) in [0, 1].
+        decoder: latents as the diffusion model has them -> images (N, 3, H, W) in [0, 1]; or frames of a video,
+            (N, F, 3, H, W), whose mean score counts.
         denoised: (N, ...) latent, any floating dtype and device.
         views: what to average over; by default the latent as it is.
         modules: networks inside reward and decoder, if the caller has looked them up before (`modules_of`).
@@ -69,17 +70,20 @@ def _mean_gradient(margin: Reward, decoder: Decoder, latent: Tensor, views: Sequ
 
 def _view_gradient(margin: Reward, decoder: Decoder, latent: Tensor, view: View) -> tuple[Tensor, Tensor]:
     images = decoder(view.of_latent(latent))
-    if images.ndim != 4 or images.shape[0] != latent.shape[0] or images.shape[1] != 3:
+    frames = images.shape[1] if images.ndim == 5 else 1
+    images = images.flatten(0, 1) if images.ndim == 5 else images
+    if images.ndim != 4 or images.shape[0] != latent.shape[0] * frames or images.shape[1] != 3:
         raise ValueError(
             f"the decoder returned {tuple(images.shape)} for latents {tuple(latent.shape)}; expected images"
             f" ({latent.shape[0]}, 3, H, W). Give RewardGuidance a decoder that fits the pipeline."
         )
     scores = margin(view.of_images(images))
-    if scores.shape != latent.shape[:1]:
+    if scores.shape != images.shape[:1]:
         raise ValueError(
             f"the reward returned {tuple(scores.shape)} for images {tuple(images.shape)}; expected"
-            f" ({latent.shape[0]},): one score per image."
+            f" ({images.shape[0]},): one score per image."
         )
+    scores = scores.view(-1, frames).mean(1)  # of a video, over its frames
     if not scores.requires_grad:
         raise ValueError(
             "the reward's value does not depend differentiably on the images, so it cannot guide;"

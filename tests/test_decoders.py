@@ -1,5 +1,6 @@
 """Decoders: equal to the pipelines' own decoding, differentiable, found in the documented order, no side effects."""
 
+import inspect
 import logging
 
 import accelerate
@@ -7,6 +8,7 @@ import diffusers
 import pytest
 import torch
 from diffusers import AutoencoderTiny, DDPMPipeline, StableDiffusionPipeline
+from packaging.version import Version
 from tiny_pipelines import FAMILIES, tiny_kl, tiny_pipeline, tiny_tae
 
 from iqguide.guidance import decoders, families
@@ -261,13 +263,14 @@ def test_subclasses_of_a_pipeline_are_known():
     assert families.family_of(Mine.__new__(Mine)) is families.STABLE_DIFFUSION
 
 
-@pytest.mark.parametrize("name", families.FAMILIES)
-def test_every_pipeline_of_the_table_exists(name):
-    cls = getattr(diffusers, name)
-    if families.FAMILIES[name].needs_grid:
-        import inspect
-
-        assert {"height", "width"} <= set(inspect.signature(cls.prepare_latents).parameters)
+def test_every_pipeline_of_the_table_exists():
+    """In the version of diffusers for which the table was written; an older one lacks the newest pipelines."""
+    missing = [name for name in families.FAMILIES if not hasattr(diffusers, name)]
+    assert missing == [] or Version(diffusers.__version__) < Version("0.42")
+    for name, family in families.FAMILIES.items():
+        if family.needs_grid and name not in missing:
+            arguments = inspect.signature(getattr(diffusers, name).prepare_latents).parameters
+            assert {"height", "width"} <= arguments.keys(), name
 
 
 def test_float16_that_asks_for_it_is_read_as_float32():

@@ -233,3 +233,14 @@ def test_a_shifted_view_shows_the_picture_from_another_pixel_on():
 def test_packed_latents_cannot_be_cropped():
     with pytest.raises(ValueError, match=r"crop=4 needs latents \(N, C, h, w\).*\(1, 16, 64\)"):
         views(torch.zeros(1, 16, 64), crop=4)
+
+
+def test_frames_of_a_video_count_by_their_mean():
+    """Latents (N, C, T, h, w), frames (N, F, 3, H, W): the gradient is that of the mean score of a sample's frames."""
+    latent = torch.randn(2, 3, 4, 5, 6)
+    weights = torch.tensor([1.0, -2.0, 3.0, 0.5]).view(1, 4, 1, 1, 1)
+    scores, gradient = reward_gradient(mean, lambda z: z.movedim(2, 1) * weights, latent)
+    expected = latent.movedim(2, 1) * weights
+    torch.testing.assert_close(scores, expected.mean((1, 2, 3, 4)))
+    slope = (weights / 4 / (3 * 5 * 6)).movedim(1, 2).expand_as(latent)
+    torch.testing.assert_close(gradient, slope)

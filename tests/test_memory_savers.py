@@ -1,0 +1,85 @@
+"""Guidance beside what saves memory or time in diffusers: the guided picture is the one of an ordinary pipeline."""
+
+import pytest
+import torch
+from test_families import brightness
+from tiny_pipelines import SIZE, tiny_pipeline
+
+from iqguide import RewardGuidance
+from iqguide.guidance.decoders import find_decoder
+from iqguide.guidance.diffusers import guided
+
+CPU = torch.device("cpu")
+
+
+def draw(pipe, inputs, scale=0.5, **changes):
+    with guided(pipe, RewardGuidance(brightness, scale=scale, every=1)) as run:
+        images = pipe(**inputs | changes, generator=torch.Generator().manual_seed(0), output_type="pt").images
+    assert scale == 0 or run.runs[-1].fired
+    return images
+
+
+def ordinary(name="stable-diffusion-3"):
+    """A pipeline, a call's arguments, and its guided picture; steering has moved it."""
+    pipe, inputs = tiny_pipeline(name)
+    picture = draw(pipe, inputs)
+    assert (picture - draw(pipe, inputs, scale=0)).abs().max() > 0.01
+    return *tiny_pipeline(name), picture
+
+
+def test_model_offload():
+    pipe, inputs, expected = ordinary()
+    pipe.enable_model_cpu_offload(device="cpu")
+    assert torch.equal(draw(pipe, inputs), expected)
+    assert hasattr(pipe.transformer, "_hf_hook")
+    assert hasattr(pipe.vae, "_hf_hook")
+
+
+def test_group_offload():
+    pipe, inputs, expected = ordinary()
+    pipe.enable_group_offload(onload_device=CPU, offload_device=CPU, offload_type="leaf_level")
+    assert torch.equal(draw(pipe, inputs), expected)
+    assert torch.equal(draw(pipe, inputs), expected)  # the hooks are still in order
+
+
+def test_sliced_autoencoder():
+    pipe, inputs, _ = ordinary()
+    inputs = {name: value.repeat(2, 1, 1)[:2] if name.endswith("prompt_embeds") and value.ndim == 3 else value
+              for name, value in inputs.items()}  # fmt: skip
+    inputs |= {name: value.repeat(2, 1) for name, value in inputs.items() if "pooled" in name}
+    expected = draw(pipe, inputs)
+    pipe.vae.enable_slicing()
+    torch.testing.assert_close(draw(pipe, inputs), expected, rtol=0, atol=1e-5)
+    assert pipe.vae.use_slicing
+
+
+def test_tiled_autoencoder():
+    pipe, inputs, _ = ordinary()
+    pipe.vae.enable_tiling()
+    size = {"height": 2 * SIZE, "width": 2 * SIZE}
+    images = draw(pipe, inputs, **size)
+    assert brightness(images) > brightness(draw(pipe, inputs, scale=0, **size))
+    latents = torch.randn(1, 16, SIZE, SIZE, requires_grad=True)  # more than a tile
+    tiled = find_decoder(pipe)(latents)
+    z = latents / pipe.vae.config.scaling_factor + pipe.vae.config.shift_factor
+    torch.testing.assert_close(tiled, (pipe.vae.decode(z).sample / 2 + 0.5).clamp(0, 1), rtol=0, atol=1e-5)
+    (gradient,) = torch.autograd.grad(tiled.mean(), latents)
+    assert (gradient.abs().amax(1) > 0).all()
+    assert pipe.vae.use_tiling
+
+
+def test_compiled_denoiser_and_autoencoder():
+    pipe, inputs, expected = ordinary()
+    pipe.transformer = torch.compile(pipe.transformer, backend="eager")
+    pipe.vae = torch.compile(pipe.vae, backend="eager")
+    torch.testing.assert_close(draw(pipe, inputs), expected, rtol=0, atol=1e-5)
+    assert hasattr(pipe.transformer, "_orig_mod")
+
+
+@pytest.mark.parametrize("storage", [torch.float8_e4m3fn, torch.bfloat16])
+def test_denoiser_whose_weights_are_stored_small(storage):
+    pipe, inputs = tiny_pipeline("stable-diffusion-3")
+    pipe.transformer.enable_layerwise_casting(storage_dtype=storage, compute_dtype=torch.float32)
+    assert storage in {parameter.dtype for parameter in pipe.transformer.parameters()}
+    assert brightness(draw(pipe, inputs)) > brightness(draw(pipe, inputs, scale=0))
+    assert storage in {parameter.dtype for parameter in pipe.transformer.parameters()}
