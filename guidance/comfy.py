@@ -107,6 +107,7 @@ class Patch:
         self._run: GuidedEvaluations | None = None
         self._sampling: Any = None
         self._own_functions: list[Any] = []
+        self._broken_off = False
 
     def around_sampling(self, executor: Any, *args: Any, **kwargs: Any) -> Any:
         """OUTER_SAMPLE wrapper: begin a run, and say so if guidance never did anything."""
@@ -122,12 +123,23 @@ class Patch:
         run = guidance.start()
         self._run = GuidedEvaluations(run, [ratio_at(self._sampling, sigma) for sigma in sigmas.tolist()])
         self.log = run.log
+        self._broken_off = False
         try:
             result = executor(*args, **kwargs)
         finally:
             self._run = None
-        self._warn_if_idle()
+        if not self._broken_off:
+            self._warn_if_idle()
         return result
+
+    def break_off(self) -> dict[str, Any]:
+        """While sampling, which is left here: what the run has stored, for `go_on` in another sampling."""
+        self._broken_off = True
+        return self._run.stored()
+
+    def go_on(self, stored: dict[str, Any], device: torch.device) -> None:
+        """While sampling, which has just begun: go on with what a run that was broken off has stored."""
+        self._run.put_back(stored, device)
 
     def around_loading(self, executor: Any, model: ModelPatcher, noise_shape: Any, *args: Any, **kwargs: Any) -> Any:
         """PREPARE_SAMPLING wrapper: make room for the backward pass before the models are loaded."""

@@ -85,6 +85,20 @@ def find_decoder(model: ModelPatcher, vae: Any | None, choice: str = "auto") -> 
     raise ValueError(f"guidance has no decoder for {type(latent_format).__name__} latents; expected {wanted}.")
 
 
+def pictures_of(model: ModelPatcher, decoder: LatentDecoder, latents: Tensor) -> Tensor:
+    """ComfyUI's IMAGE (N x frames, H, W, 3) from latents (N, C, [T,] h, w) in the VAE's units; no gradient."""
+    latents = model.get_model_object("latent_format").process_in(latents)
+    frames = latents.movedim(2, 1).flatten(0, 1) if latents.ndim == 5 else latents
+    if decoder.patcher is not None:
+        pixels = frames.shape[-2] * frames.shape[-1] * decoder.factor**2
+        need = pixels * decoder.bytes_per_pixel
+        comfy.model_management.load_models_gpu([decoder.patcher], memory_required=need, force_full_load=True)
+    device = model.load_device
+    with torch.no_grad():
+        pictures = [decoder(frame.to(device)).to(latents.device) for frame in frames.split(1)]
+    return torch.cat(pictures).movedim(1, -1)
+
+
 def tiny_decoder_path(latent_format: Any) -> str | None:
     """The decoder of the TAESD family for a latent format, found as ComfyUI's previews find it; None without one."""
     name = latent_format.taesd_decoder_name

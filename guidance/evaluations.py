@@ -9,9 +9,12 @@ let up to log(s / s') through, which is more in long steps: some 10 % at 30 step
 import math
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
+import torch
 from torch import Tensor
 
+from .log import joined_logs, split_log
 from .reward_guidance import GuidanceRun
 from .schedule import Stage, noise_level_of
 
@@ -56,6 +59,19 @@ class GuidedEvaluations:
             )
         return denoised if self._change is None else (denoised.float() + self._change).to(denoised.dtype)
 
+    def stored(self) -> dict[str, Any]:
+        """Everything that the run is to go on with elsewhere, its log too; tensors (N, ...) on the CPU."""
+        change = None if self._change is None else self._change.to("cpu", copy=True)
+        step = {"_covered": self._covered, "_begun": self._begun, "_change": change}
+        return step | {"run": self.run.stored(), "log": list(self.run.log)}
+
+    def put_back(self, stored: dict[str, Any], device: torch.device) -> None:
+        """Go on with what another run has `stored`, with all or some of its samples (`split_run`, `joined_run`)."""
+        self.run.put_back(stored["run"], device)
+        self.run.log[:] = stored["log"]
+        self._covered, self._begun = stored["_covered"], stored["_begun"]
+        self._change = None if stored["_change"] is None else stored["_change"].to(device, copy=True)
+
     def _begins_a_step(self, ratio: float) -> bool:
         if not self._begun:
             return True
@@ -72,3 +88,27 @@ class GuidedEvaluations:
 
     def _is_another_size(self, denoised: Tensor) -> bool:
         return self._change is not None and self._change.shape != denoised.shape
+
+
+def split_run(stored: dict[str, Any], samples: int) -> list[dict[str, Any]]:
+    """What `GuidedEvaluations.stored` has put down, for each of its samples (of one frame or more) apart."""
+    logs = split_log(stored["log"], samples)
+    tensors = [_split(stored | {"log": None}, samples, lane) for lane in range(samples)]
+    return [each | {"log": log} for each, log in zip(tensors, logs, strict=True)]
+
+
+def joined_run(parts: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The opposite of `split_run`, of samples that have come equally far."""
+    return _joined([part | {"log": None} for part in parts]) | {"log": joined_logs([part["log"] for part in parts])}
+
+
+def _split(value: Any, samples: int, lane: int) -> Any:
+    if isinstance(value, dict):
+        return {name: _split(each, samples, lane) for name, each in value.items()}
+    return value.chunk(samples)[lane].clone() if isinstance(value, Tensor) else value
+
+
+def _joined(values: Sequence[Any]) -> Any:
+    if isinstance(values[0], dict):
+        return {name: _joined([value[name] for value in values]) for name in values[0]}
+    return torch.cat(list(values)) if isinstance(values[0], Tensor) else values[0]

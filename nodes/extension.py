@@ -3,6 +3,7 @@
 from comfy_api.latest import ComfyExtension, io
 
 from .attributes import AttributeGuidance
+from .best_of_n import BestOfNSampler
 from .combine import CombineQualityModels
 from .guide import QualityGuidance
 from .load import LoadQualityModel, add_model_folder
@@ -19,6 +20,7 @@ NODES: list[type[io.ComfyNode]] = [
     ScoreAndSave,
     QualityGuidance,
     AttributeGuidance,
+    BestOfNSampler,
     GuidanceReport,
 ]
 

@@ -13,13 +13,17 @@ from unittest.mock import MagicMock
 TESTS = Path(__file__).resolve().parent
 HOST = ("comfy", "comfy.cli_args", "comfy.ldm.models.autoencoder", "comfy.model_management", "comfy.model_patcher")
 HOST += ("comfy.patcher_extension", "comfy.sd", "comfy.taesd.taesd", "comfy.utils", "comfy_execution.graph_utils")
-HOST += ("folder_paths", "server")
+HOST += ("comfy.k_diffusion.sampling", "comfy.sample", "comfy.sampler_helpers", "comfy.samplers")
+HOST += ("folder_paths", "latent_preview", "server")
+LISTED = {"sampler_name": ["euler", "dpmpp_2m"], "scheduler": ["simple", "karras"]}  # of the longer lists of ComfyUI
 
 
 def use_standin():
     sys.path.insert(0, str(TESTS / "v3_standin"))
     for name in HOST:
         sys.modules[name] = MagicMock()
+    sampler = sys.modules["comfy.samplers"].KSampler
+    sampler.SAMPLERS, sampler.SCHEDULERS = LISTED["sampler_name"], LISTED["scheduler"]
     sys.modules["folder_paths"].folder_names_and_paths = {}
     sys.modules["folder_paths"].models_dir = ""
     sys.modules["folder_paths"].supported_pt_extensions = {".safetensors"}
@@ -35,7 +39,11 @@ def use_comfyui():
 
 def as_plain(schema):
     def of(each):
-        return {"id": each.id, "type": each.get_io_type(), **{k: v for k, v in each.as_dict().items() if v is not None}}
+        found = {"id": each.id, "type": each.get_io_type()}
+        found |= {key: value for key, value in each.as_dict().items() if value is not None}
+        if each.id in LISTED:
+            found["options"] = [option for option in LISTED[each.id] if option in found["options"]]
+        return found
 
     def out(each):
         return {"id": each.id, "type": each.get_io_type(), "tooltip": each.tooltip, "list": each.is_output_list}

@@ -98,7 +98,7 @@ def test_the_pack_loads_without_a_word(server, object_info):
     assert len(ours) == 1, ours  # the line of the import times
     (seconds,) = re.findall(r" ([\d.]+) seconds: ", ours[0])
     assert float(seconds) < 1.0  # torch is there already
-    assert len([name for name in object_info if name.startswith("IQGuide")]) == 8
+    assert len([name for name in object_info if name.startswith("IQGuide")]) == 9
 
 
 def test_help_and_translations_are_served(server, object_info):

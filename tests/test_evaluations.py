@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from iqguide.guidance import RewardGuidance
-from iqguide.guidance.evaluations import GuidedEvaluations
+from iqguide.guidance.evaluations import GuidedEvaluations, joined_run, split_run
+from iqguide.guidance.log import Evaluation, joined_logs, split_log
 
 TOTAL = math.log(3 / (0.15 / 0.85))  # log of sigma / alpha at both ends of the default window
 
@@ -18,7 +19,7 @@ def mean(images):
 
 def guided(ratios, **settings):
     settings = {"decoder": lambda latents: latents, "noise": 0.0, "max_drift": None, "scale": 0.1} | settings
-    return GuidedEvaluations(RewardGuidance(mean, **{"every": 1} | settings).start(), ratios)
+    return GuidedEvaluations(RewardGuidance(**{"reward": mean, "every": 1} | settings).start(), ratios)
 
 
 def schedule(count):
@@ -124,3 +125,38 @@ def test_a_batch_of_another_size_starts_a_new_change():
     model = guided([2.0, 1.0, 0.5, 0.0])
     assert model(torch.zeros(2, 3, 4, 4), 2.0).shape == (2, 3, 4, 4)
     assert model(torch.zeros(1, 3, 4, 4), 1.5).shape == (1, 3, 4, 4)
+
+
+def energy(images):
+    return -images.square().mean((1, 2, 3))
+
+
+@pytest.mark.parametrize("frames", [1, 2])
+def test_a_run_goes_on_elsewhere_with_some_of_its_samples(frames):
+    """Left after any evaluation, split, joined in another order: the same as if it had never been left."""
+    ratios = [4.0, 2.0, 1.0, 0.5, 0.25, 0.1]
+    levels = [4.0, 2.0, 2.0, 1.4, 1.0, 0.5, 0.5, 0.25]
+    settings = {"reward": energy, "every": 2, "noise": 0.05, "max_drift": 0.2}
+    predictions = torch.randn(len(levels), 3 * frames, 3, 4, 4)
+    lanes = [2 * frames + frame for frame in range(frames)] + list(range(frames))  # the third sample, then the first
+
+    whole = guided(ratios, **settings)
+    expected = [whole(x, level) for x, level in zip(predictions, levels, strict=True)]
+    for stop in range(1, len(levels)):
+        first, second = guided(ratios, **settings), guided(ratios, **settings)
+        for x, level in zip(predictions[:stop], levels, strict=False):
+            first(x, level)
+        parts = split_run(first.stored(), 3)
+        second.put_back(joined_run([parts[2], parts[0]]), torch.device("cpu"))
+        for x, level, result in zip(predictions[stop:], levels[stop:], expected[stop:], strict=True):
+            assert torch.equal(second(x[lanes], level), result[lanes])
+        for entry, other in zip(second.run.log, whole.run.log, strict=True):
+            assert (entry.index, entry.noise_level, entry.skipped) == (other.index, other.noise_level, other.skipped)
+            assert entry.drift == tuple(other.drift[lane] for lane in lanes if other.drift)
+
+
+def test_bad_samples_keep_their_places_in_a_split_log():
+    entry = Evaluation(0, 0.5, 0.4, bad_samples=(1, 4), change=(0.0,) * 6, drift=(0.0,) * 6)
+    parts = split_log([entry], 3)
+    assert [part[0].bad_samples for part in parts] == [(1,), (), (0,)]
+    assert joined_logs([parts[2], parts[1], parts[0]])[0].bad_samples == (0, 5)

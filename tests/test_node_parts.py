@@ -5,6 +5,7 @@ import torch
 
 from iqguide.nodes.picking import chosen, labelled, pick_latents, pick_masks, stack
 from iqguide.nodes.plot import HEIGHT, ORANGE, WIDTH, above_each_other, line_plot
+from iqguide.nodes.pruning import parse_shares, seeds_from
 from iqguide.nodes.words import EXAMPLE, WeightedPairs, parse_attributes
 
 
@@ -97,3 +98,20 @@ def test_weighted_pairs_are_the_weighted_mean_of_the_logits():
     images = torch.rand(2, 3, 32, 32)
     expected = (images.mean((2, 3)) * torch.tensor([1.0, -0.5, 0.5])).sum(1) / 2
     torch.testing.assert_close(WeightedPairs(model, (1.0, -0.5, 0.5))(images), expected)
+
+
+def test_shares_are_read():
+    assert parse_shares("0.4, 0.7") == (0.4, 0.7)
+    assert parse_shares(" .5,") == (0.5,)
+    assert parse_shares(" ") == ()
+
+
+@pytest.mark.parametrize("text", ["half", "0.7, 0.4", "0.4, 0.4", "0", "1", "40, 70", "0.4; 0.7", "nan"])
+def test_shares_that_cannot_be_read_are_quoted(text):
+    with pytest.raises(ValueError, match=f"drop_at is '{text}'; expected numbers"):
+        parse_shares(text)
+
+
+def test_seeds_count_on_and_begin_again_after_the_largest():
+    assert seeds_from(7, 3) == [7, 8, 9]
+    assert seeds_from(2**64 - 1, 3) == [2**64 - 1, 0, 1]

@@ -18,6 +18,7 @@ NODES = {
     "IQGuideScoreAndSave",
     "IQGuideQualityGuidance",
     "IQGuideAttributeGuidance",
+    "IQGuideBestOfNSampler",
     "IQGuideGuidanceReport",
 }
 
@@ -83,6 +84,14 @@ def test_the_guidance_node_has_the_defaults_of_the_library(schemas):
     assert defaults["strength"] == RewardGuidance.scale
     assert defaults["max_drift"] == RewardGuidance.max_drift
     assert defaults["every"] == RewardGuidance.every
+
+
+def test_the_sampler_drops_where_the_library_drops(schemas):
+    from iqguide.guidance.search import HALVING
+    from iqguide.nodes.pruning import parse_shares
+
+    (drop_at,) = (each for each in schemas["IQGuideBestOfNSampler"]["inputs"] if each["id"] == "drop_at")
+    assert parse_shares(drop_at["default"]) == HALVING
 
 
 @pytest.mark.parametrize("language", ["en", "zh"])

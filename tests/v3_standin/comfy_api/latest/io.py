@@ -50,7 +50,8 @@ Int = comfytype("INT", *WIDGET, "min", "max", "step", "control_after_generate")
 Float = comfytype("FLOAT", *WIDGET, "min", "max", "step", "round")
 String = comfytype("STRING", *WIDGET, "multiline", "placeholder")
 Combo = comfytype("COMBO", *WIDGET, "options")
-Image, Latent, Mask, Model, Vae = (comfytype(name) for name in ("IMAGE", "LATENT", "MASK", "MODEL", "VAE"))
+KINDS = ("CONDITIONING", "IMAGE", "LATENT", "MASK", "MODEL", "VAE")
+Conditioning, Image, Latent, Mask, Model, Vae = (comfytype(name) for name in KINDS)
 AnyType = comfytype("*")
 
 

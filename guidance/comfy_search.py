@@ -1,0 +1,220 @@
+"""Best of N in ComfyUI: many candidates begin, the worse half is dropped at some steps, the others are finished."""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import comfy.model_management
+import comfy.sample
+import comfy.sampler_helpers
+import comfy.samplers
+import comfy.utils
+import latent_preview
+import torch
+from comfy.model_patcher import ModelPatcher
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from ..rerank import Dropped, best_first
+from .comfy_legs import Candidate, Leg, samples_alone
+from .sampler_state import position_of
+
+_CACHES = ("easycache", "lazycache")
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """What ComfyUI's KSampler is given, but for the seed."""
+
+    model: ModelPatcher
+    positive: Any
+    negative: Any
+    latent: dict[str, Any]
+    """A LATENT of one sample: empty, or a picture to start from, perhaps with a noise mask."""
+    steps: int
+    cfg: float
+    sampler: str
+    scheduler: str
+    denoise: float = 1.0
+
+
+@dataclass(frozen=True)
+class Finished:
+    """The candidates that were not dropped, in the order of their seeds, and the others."""
+
+    seeds: list[int]
+    latents: Tensor
+    """(N, ...) as KSampler gives them."""
+    dropped: list[Dropped]
+
+
+def best_of_n(
+    sampling: Sampling,
+    seeds: Sequence[int],
+    look: Callable[[Tensor], Tensor],
+    *,
+    keep: int = 1,
+    shares: Sequence[float] = (),
+    batch_size: int = 0,
+) -> Finished:
+    """Sample candidates, of which the worse half is dropped at some steps.
+
+    A candidate is what KSampler makes of its seed in a batch of one, up to rounding in other batch sizes; with any
+    sampler, scheduler and guidance. ComfyUI loads and frees models before each chunk as for any sampling.
+
+    Args:
+        sampling: settings.
+        seeds: of the candidates, all different.
+        look: latents (N, ...) as KSampler gives them, here predictions of the finished ones -> scores (N,).
+        keep: the fewest that are finished, if there are as many.
+        shares: of the steps after which the worse half is dropped, rising in (0, 1).
+        batch_size: candidates sampled at once; 0 for as many as fit into memory. Always 1 where `samples_alone`.
+
+    Raises:
+        ValueError: the latents are not those of one picture or video, or the MODEL keeps a cache from step to step.
+    """
+    latent = _checked(sampling, shares)
+    steps = comfy.samplers.KSampler(
+        sampling.model,
+        sampling.steps,
+        sampling.model.load_device,
+        sampling.sampler,
+        sampling.scheduler,
+        sampling.denoise,
+        sampling.model.model_options,
+    )
+    alone = samples_alone(sampling.sampler, sampling.latent.get("noise_mask") is not None)
+    size = 1 if alone else batch_size or fitting(sampling, latent, len(seeds))
+    run = _Run(sampling, latent, steps.sigmas, size, alone or size == 1, seeds[0])
+    places = [position_of(share, len(steps.sigmas) - 1) for share in shares]
+    numbers = survivors(len(seeds), keep, len(places))
+    alive, dropped = [Candidate(seed) for seed in seeds], []
+    with _Progress(sampling.model, _work(len(steps.sigmas) - 1, places, numbers)) as progress:
+        for share, place, number in zip(shares, places, numbers[1:], strict=True):
+            if number == len(alive):
+                break
+            scores = look(run.all(alive, float(steps.sigmas[place]), progress))
+            order = best_first(scores).tolist()
+            dropped += [Dropped(alive[i].seed, share, float(scores[i])) for i in order[number:]]
+            alive = [alive[i] for i in sorted(order[:number])]
+        latents = run.all(alive, None, progress)
+    return Finished([candidate.seed for candidate in alive], latents, dropped)
+
+
+def survivors(count: int, keep: int, times: int) -> list[int]:
+    """How many candidates there are at first and after each halving: half, rounded up, but no fewer than `keep`."""
+    numbers = [count]
+    for _ in range(times):
+        numbers.append(min(numbers[-1], max(math.ceil(numbers[-1] / 2), keep)))
+    return numbers
+
+
+def fitting(sampling: Sampling, latent: Tensor, most: int) -> int:
+    """How many candidates ComfyUI can sample at once with all weights loaded, by its own estimate; at least 1."""
+    model, device = sampling.model, sampling.model.load_device
+    conds = {
+        name: comfy.sampler_helpers.convert_cond(each)
+        for name, each in (("positive", sampling.positive), ("negative", sampling.negative))
+    }
+    one, _ = comfy.sampler_helpers.estimate_memory(model, latent.shape, conds)
+    management = comfy.model_management
+    loaded = sum(each.model_loaded_memory() for each in management.current_loaded_models if each.device == device)
+    weights = sum(each.model_size() for each in (model, *model.get_nested_additional_models()))
+    free = management.get_free_memory(device) + loaded - weights - management.extra_reserved_memory()
+    return max(1, min(most, int(free // one)))
+
+
+def _checked(sampling: Sampling, shares: Sequence[float]) -> Tensor:
+    """The latents to start from, (1, ...)."""
+    samples = sampling.latent["samples"]
+    if getattr(samples, "is_nested", False):
+        raise ValueError("these latents pack sound and pictures; connect latents of a picture or video.")
+    if len(samples) != 1:
+        raise ValueError(f"got {len(samples)} latents; expected one (batch_size 1), from which all candidates start.")
+    cached = [name for name in _CACHES if name in sampling.model.model_options.get("transformer_options", {})]
+    if cached and shares:
+        raise ValueError(
+            f"this MODEL keeps a cache from step to step ({cached[0]}), which cannot follow candidates that are"
+            " dropped; take it off, or drop none."
+        )
+    ratios = [sampling.latent.get(f"downscale_ratio_{kind}") for kind in ("spacial", "temporal")]
+    return comfy.sample.fix_empty_latent_channels(sampling.model, samples, *ratios)
+
+
+def _work(steps: int, places: Sequence[int], numbers: Sequence[int]) -> int:
+    """Steps of all candidates together."""
+    ends = [*places, steps]
+    return sum(n * (end - start) for n, start, end in zip(numbers, [0, *places], ends, strict=True))
+
+
+@dataclass(frozen=True)
+class _Run:
+    """Samples candidates in chunks, one leg at a time."""
+
+    sampling: Sampling
+    latent: Tensor
+    sigmas: Tensor
+    size: int
+    alone: bool
+    seed: int
+    """For what is drawn for a whole batch: the noise on a picture in the prompt, for example."""
+
+    def all(self, candidates: Sequence[Candidate], stop: float | None, progress: "_Progress") -> Tensor:
+        """The predictions at the sigma `stop`, or the finished latents, in VAE units."""
+        chunks = [candidates[i : i + self.size] for i in range(0, len(candidates), self.size)]
+        return torch.cat([self._leg(chunk, stop, progress) for chunk in chunks])
+
+    def _leg(self, candidates: Sequence[Candidate], stop: float | None, progress: "_Progress") -> Tensor:
+        given = self.sampling
+        numbers = given.latent.get("batch_index")
+        noise = [comfy.sample.prepare_noise(self.latent, candidate.seed, numbers) for candidate in candidates]
+        leg = Leg(given.sampler, candidates, stop, self.alone)
+        samples = comfy.sample.sample_custom(
+            given.model,
+            torch.cat(noise),
+            given.cfg,
+            leg,
+            self.sigmas,
+            given.positive,
+            given.negative,
+            comfy.utils.repeat_to_batch_size(self.latent, len(candidates)),
+            noise_mask=given.latent.get("noise_mask"),
+            callback=progress.callback(candidates),
+            disable_pbar=True,
+            seed=candidates[0].seed if self.alone else self.seed,
+        )
+        if leg.left is (stop is None):
+            raise ValueError(f"{given.sampler} has ended before it reached sigma {stop}; expected a denser schedule.")
+        return samples
+
+
+class _Progress:
+    """A bar on the node, with a preview, and one on stderr: the steps of all candidates together."""
+
+    def __init__(self, model: ModelPatcher, total: int) -> None:
+        self._bar = comfy.utils.ProgressBar(total)
+        self._line = tqdm(total=total, desc="best of n", disable=not comfy.utils.PROGRESS_BAR_ENABLED or None)
+        self._previewer = latent_preview.get_previewer(model.load_device, model.model.latent_format)
+
+    def __enter__(self) -> "_Progress":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._line.close()
+
+    def callback(self, candidates: Sequence[Candidate]) -> Callable[..., None]:
+        """For the sampler of some candidates; steps that they have made before do not count."""
+
+        def after_step(step: int, denoised: Tensor, x: Tensor, total: int) -> None:
+            if step < candidates[0].steps:
+                return
+            for candidate in candidates:
+                candidate.steps = step + 1
+            preview = None
+            if self._previewer is not None:
+                preview = self._previewer.decode_latent_to_preview_image("JPEG", denoised)
+            self._bar.update_absolute(self._bar.current + len(candidates), preview=preview)
+            self._line.update(len(candidates))
+
+        return after_step

@@ -1,0 +1,25 @@
+"""What a user types for a search: seeds, and the steps at which candidates are dropped. Knows no host."""
+
+from ..guidance.search import HALVING
+
+DEFAULT_SHARES = ", ".join(map(str, HALVING))
+
+
+def parse_shares(text: str) -> tuple[float, ...]:
+    """Numbers between 0 and 1 that rise, with commas between; none for an empty text.
+
+    Raises:
+        ValueError: the text is something else; quotes it.
+    """
+    try:
+        shares = tuple(float(part) for part in text.split(",") if part.strip())
+    except ValueError as error:
+        raise ValueError(f"drop_at is {text!r}; expected numbers, for example {DEFAULT_SHARES}.") from error
+    if any(not 0 < share < 1 for share in shares) or list(shares) != sorted(set(shares)):
+        raise ValueError(f"drop_at is {text!r}; expected numbers between 0 and 1 that rise, such as {DEFAULT_SHARES}.")
+    return shares
+
+
+def seeds_from(seed: int, count: int) -> list[int]:
+    """`count` seeds from the first one on; after the largest that ComfyUI knows comes 0."""
+    return [(seed + number) % 2**64 for number in range(count)]
