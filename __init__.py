@@ -11,6 +11,7 @@ __version__ = "0.1.0"
 WEB_DIRECTORY = "./web"  # help pages of the ComfyUI nodes
 
 _HOMES = {
+    "Attributes": ".rewards",
     "FullReference": ".rewards",
     "ModelSpec": ".models",
     "Ranking": ".rerank",
@@ -45,6 +46,7 @@ __all__ = [  # noqa: RUF022 - in the order in which a reader meets them
     "Reward",
     "WeightedSum",
     "FullReference",
+    "Attributes",
     "RewardGuidance",
 ]
 
@@ -57,7 +59,7 @@ if TYPE_CHECKING:
     from .images import load_images, save_image
     from .models import ModelSpec, create_model, list_models
     from .rerank import Ranking, rank
-    from .rewards import FullReference, Reward, WeightedSum
+    from .rewards import Attributes, FullReference, Reward, WeightedSum
 
 
 def __getattr__(name: str) -> Any:

@@ -7,6 +7,7 @@ photographs. Guidance differentiates the margin where there is one, so every wra
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
@@ -73,6 +74,72 @@ class WeightedSum:
     def margin(self, images: Tensor) -> Tensor:
         """Images (N, 3, H, W) in [0, 1] -> weighted sum of the margins (N,)."""
         return sum(weight * margin_of(reward)(images) for reward, weight in self.terms)
+
+
+class Attributes:
+    """What a model says of single attributes, weighted: sharper, less noisy, more colourful. For guidance and choice.
+
+    Names are those the model knows: for CLIP-IQA and QualiCLIP its pairs of prompts, for BPCLIP its adjectives and
+    dimensions. A pair goes by "positive / negative" or by either word; the negative one turns it round. A dimension
+    counts towards its positive words, so more of "noise" is cleaner. A value is the logit of a pair for CLIP-IQA and
+    QualiCLIP; for BPCLIP half the difference of both cosines, mean over the levels.
+
+    Args:
+        model: with `pairs` and `logits` (CLIP-IQA, QualiCLIP), or with `config.pairs` and `similarities` (BPCLIP
+            without a reference).
+        weights: name -> weight; below 0 for less of it. The result is divided by the sum of their sizes.
+
+    Raises:
+        ValueError: the model has no attributes, a name is not among them, or no weight is given.
+
+    Example:
+        >>> words = (("Sharp photo.", "Blurry photo."), ("Colorful photo.", "Dull photo."))
+        >>> clip = create_model("clipiqa", pairs=words)  # doctest: +SKIP
+        >>> reward = Attributes(clip, {"Sharp photo.": 1.0, "Dull photo.": 0.5})  # doctest: +SKIP
+        >>> guidance = RewardGuidance(reward, target=2.0)  # up to two logits, no further  # doctest: +SKIP
+    """
+
+    def __init__(self, model, weights: Mapping[str, float]) -> None:
+        signs = _attributes_of(model)
+        unknown = [name for name in weights if name not in signs]
+        total = sum(abs(weight) for weight in weights.values())
+        if unknown or not total > 0:
+            raise ValueError(
+                f"got the weights {dict(weights)}; expected at least one that is not 0, for names among"
+                f" {', '.join(sorted(signs))}."
+            )
+        self.model = model
+        self.inner = (model,)
+        self._weights = sum(torch.tensor(signs[name]) * (weight / total) for name, weight in weights.items())
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """Images (N, 3, H, W) in [0, 1] -> weighted mean of the attributes (N,); unbounded, so also the margin."""
+        if hasattr(self.model, "logits"):
+            values = self.model.logits(images)
+        else:
+            cosines = self.model.similarities(images).mean(1)
+            values = (cosines[:, 0::2] - cosines[:, 1::2]) / 2
+        return values @ self._weights.to(values)
+
+
+def _attributes_of(model: object) -> dict[str, list[float]]:
+    """Name -> factor of each pair of the model."""
+    if hasattr(model, "logits"):
+        pairs = [(None, *pair) for pair in model.pairs]
+    elif hasattr(model, "similarities") and not model.config.full_reference:
+        pairs = list(model.config.pairs)
+    else:
+        raise ValueError(
+            f"a {type(model).__name__} has no attributes; expected clipiqa, qualiclip or bpclip (without a reference)."
+        )
+    found: dict[str, list[float]] = {}
+    for index, (_, positive, negative) in enumerate(pairs):
+        row = [float(other == index) for other in range(len(pairs))]
+        found |= {f"{positive} / {negative}": row, positive: row, negative: [-value for value in row]}
+    for dimension in {pair[0] for pair in pairs} - {None}:
+        members = [float(pair[0] == dimension) for pair in pairs]
+        found[dimension] = [value / sum(members) for value in members]
+    return found
 
 
 @dataclass(frozen=True)
