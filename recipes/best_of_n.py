@@ -18,6 +18,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--pipeline", required=True, help="folder or hub id")
     parser.add_argument("-n", type=int, default=8, help="candidates")
     parser.add_argument("--steps", type=int, default=25)
+    parser.add_argument("--halving", action="store_true", help="drop the worse half at 40 and at 70 %% of the steps")
     parser.add_argument("--out", type=Path, default=Path("best.png"))
     args = parser.parse_args(arguments)
 
@@ -25,7 +26,8 @@ def main(arguments: list[str] | None = None) -> None:
     device, dtype = ("cuda", torch.bfloat16) if cuda else ("cpu", torch.float32)
     pipe = DiffusionPipeline.from_pretrained(args.pipeline, torch_dtype=dtype).to(device)
     reward = iqguide.create_model("tiny", device=device)
-    ranking = iqguide.best_of_n(pipe, reward, n=args.n, prompt=args.prompt, num_inference_steps=args.steps)
+    call = {"prompt": args.prompt, "num_inference_steps": args.steps, "halving": args.halving}
+    ranking = iqguide.best_of_n(pipe, reward, n=args.n, **call)
     for index in ranking.order.tolist():
         print(f"seed {ranking.seeds[index]}: {ranking.scores[index]:.3f}")
     iqguide.save_image(ranking.best, args.out)

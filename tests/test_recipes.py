@@ -10,17 +10,21 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from diffusers import AutoencoderTiny, StableDiffusionPipeline, StableDiffusionXLPipeline
+from diffusers import AutoencoderTiny, FluxPipeline, StableDiffusionPipeline, StableDiffusionXLPipeline
 from made_photographs import texture, training_folder
 from PIL import Image
-from tiny_pipelines import tiny_pipeline
-from transformers import CLIPTextConfig, CLIPTextModelWithProjection
+from tiny_pipelines import prompted_pipeline, tiny_pipeline, tiny_tae
+from transformers import CLIPTextConfig, CLIPTextModelWithProjection, T5Config, T5EncoderModel
 
+from iqguide import create_model, load_images
 from iqguide.training.data import clean_photographs, scored_photographs, split
 
 ROOT = Path(__file__).resolve().parents[1]
 RECIPES = ROOT / "recipes"
-SCRIPTS = ("score_folder", "best_of_n", "guided_sdxl")
+SCRIPTS = (
+    *("score_folder", "score_dataset", "best_of_n", "guided_sdxl", "guided_flux", "attribute_guidance"),
+    "multi_gpu_sweep",
+)
 SHEETS = "distortion_ladders"
 STEPS = ("corpus", "autoencoder", "generator", "denoised", "bundle")
 A_STEP = "0.0001"  # minutes: a single step
@@ -284,6 +288,71 @@ def test_guided_sdxl_shows_both(tmp_path, recipe, tiny_sdxl):
     assert (both[:, :32] == both[:, 32:]).all()
 
 
+@pytest.fixture(scope="module")
+def tiny_sd(runs):
+    """The folder of a Stable Diffusion of a few thousand parameters that takes prompts."""
+    (runs / "words").mkdir()
+    prompted_pipeline(runs / "words").save_pretrained(runs / "sd")
+    return runs / "sd"
+
+
+def test_best_of_n_with_halving(tmp_path, recipe, tiny_sd, capsys):
+    arguments = ["dark", "--pipeline", str(tiny_sd), "-n", "4", "--steps", "4", "--out", str(tmp_path / "best.png")]
+    recipe("best_of_n").main([*arguments, "--halving"])
+    assert len(re.findall(r"^seed", capsys.readouterr().out, re.MULTILINE)) == 1
+    assert (tmp_path / "best.png").is_file()
+
+
+def test_guided_flux_shows_both(tmp_path, recipe, tiny_sd):
+    pipe, taken = tiny_pipeline("flux")[0], StableDiffusionPipeline.from_pretrained(tiny_sd)
+    words = {"tokenizer": taken.tokenizer, "tokenizer_2": taken.tokenizer, "text_encoder": taken.text_encoder}
+    text = T5EncoderModel(T5Config(vocab_size=60, d_model=8, d_kv=4, d_ff=8, num_layers=1, num_heads=2))
+    FluxPipeline(**pipe.components | words | {"text_encoder_2": text}).save_pretrained(tmp_path / "flux")
+    tiny_tae(16).save_pretrained(tmp_path / "tae")
+    arguments = ["bright", "--pipeline", str(tmp_path / "flux"), "--tiny-decoder", str(tmp_path / "tae")]
+    recipe("guided_flux").main(
+        [*arguments, "--size", "32", "--steps", "4", "--scale", "0.5", "--out", str(tmp_path / "f.png")]
+    )
+    both = np.array(Image.open(tmp_path / "f.png"))
+    assert both.shape == (32, 64, 3)
+    assert (both[:, :32] != both[:, 32:]).any()
+
+
+def test_attribute_guidance_follows_the_sign(tmp_path, recipe, tiny_sd):
+    pictures = []
+    for weight in ("1", "-1", "0.000001"):
+        arguments = ["dark", "--pipeline", str(tiny_sd), "--weights", "random", "--steps", "4", "--scale", "1"]
+        arguments += ["--pair", "Sharp photo.", "Blurry photo.", weight, "--out", str(tmp_path / "a.png")]
+        recipe("attribute_guidance").main(arguments)
+        pictures.append(np.array(Image.open(tmp_path / "a.png")))
+    assert (pictures[0] != pictures[1]).any()
+    assert (pictures[0] == pictures[2]).all()  # one pair alone: only its sign counts
+
+
+def test_multi_gpu_sweep_draws_what_is_missing(tmp_path, recipe, tiny_sd, capsys):
+    (tmp_path / "prompts.txt").write_text("dark\nbright\n")
+    (tmp_path / "sweep").mkdir()
+    arguments = [str(tmp_path / "prompts.txt"), "--pipeline", str(tiny_sd), "-n", "2", "--steps", "3"]
+    for made in (["00000.png", "00001.png"], ["00001.png"]):
+        recipe("multi_gpu_sweep").main([*arguments, "--out", str(tmp_path / "sweep")])
+        assert re.findall(r"0000\d\.png", capsys.readouterr().out) == made
+        (tmp_path / "sweep" / "00001.png").unlink()
+
+
+def test_score_dataset_writes_a_table(tmp_path, recipe, capsys):
+    texture(np.random.default_rng(0), 64).save(tmp_path / "a.png")
+    texture(np.random.default_rng(1), 48).save(tmp_path / "c.jpg")
+    (tmp_path / "b.jpg").write_text("no picture")
+    recipe("score_dataset").main([str(tmp_path), str(tmp_path / "scores.csv")])
+    head, *rows = (line.split(",") for line in (tmp_path / "scores.csv").read_text().splitlines())
+    assert head == ["path", "score"]
+    assert [path for path, _ in rows] == [str(tmp_path / "a.png"), str(tmp_path / "c.jpg")]
+    with torch.no_grad():
+        expected = create_model("tiny")(load_images(tmp_path / "c.jpg", size=512)).item()
+    assert float(rows[1][1]) == pytest.approx(expected, abs=1e-5)
+    assert "b.jpg" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_short_recipes_are_short(script):
     assert len((RECIPES / f"{script}.py").read_text("utf-8").splitlines()) <= 40
@@ -315,6 +384,8 @@ def commands(page: str) -> list[tuple[str, list[str]]]:
             found.append((words[3], words[4:]))
         elif words[:1] == ["python"]:
             found.append((words[1], words[2:]))
+        elif words[:2] == ["accelerate", "launch"]:
+            found.append((words[2], words[3:]))
         else:
             assert words[:1] in ([], ["iqguide"]), line
     assert found

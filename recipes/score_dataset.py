@@ -1,0 +1,40 @@
+"""Score a whole data set into a table, 512 pixels high or wide; broken files are left out and named.
+
+python recipes/score_dataset.py photos/ scores.csv
+"""
+
+import argparse
+import csv
+import sys
+from pathlib import Path
+
+import torch
+
+import iqguide
+from iqguide.images import IMAGE_SUFFIXES, ImageError
+from iqguide.rerank import equal_sized
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("table", type=Path)
+    args = parser.parse_args(arguments)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    model, read = iqguide.create_model("tiny", device=device), []
+
+    def images():
+        for path in sorted(path for path in args.folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES):
+            try:
+                yield iqguide.load_images(path, size=512)
+                read.append(path)
+            except ImageError as error:
+                print(error, file=sys.stderr)
+
+    with torch.inference_mode(), args.table.open("w", newline="") as file:
+        scores = torch.cat([model(torch.cat(batch).to(device)) for batch in equal_sized(images(), 16)])
+        csv.writer(file).writerows([("path", "score"), *zip(read, scores.tolist(), strict=True)])
+
+
+if __name__ == "__main__":
+    main()
