@@ -45,6 +45,16 @@ def test_the_first_noise_is_that_of_the_seed(family):
     assert "prepare_latents" not in vars(pipe)
 
 
+def test_redraw_makes_a_guided_candidate_again():
+    pipe, inputs = few_steps("stable-diffusion")
+    guidance = RewardGuidance(brightness, scale=0.5, decoder=pipe.vae)
+    ranking = best_of_n(pipe, brightness, n=3, guidance=guidance, halving=(0.5,), **inputs)
+    for index in range(len(ranking)):
+        assert torch.equal(redraw(pipe, ranking, index), ranking.images[index])
+    plain = best_of_n(pipe, brightness, n=1, seeds=ranking.seeds[:1], **inputs)
+    assert (plain.images[0] - ranking.images[0]).abs().max() > 1e-3
+
+
 # --- zero-order ---
 
 

@@ -1,0 +1,289 @@
+"""Reward and judges against compute: guidance and every search on the demo generator, from the same seeds.
+
+    python benchmarks/search_budget.py --groups 0:32 --out runs/search_budget             # goes on where it stopped
+    python benchmarks/search_budget.py --groups 0:32 --out runs/search_budget --publish   # also into benchmarks/
+
+A group is one prompt and sixteen seeds, of which each method takes what it needs, always from the first on. Its picture
+is what the reward calls best; its compute is all that was spent to find it: rows through the denoiser (with
+classifier-free guidance a step is two), and seconds. Noise optimisation climbs through four steps, and the noise that
+it finds is then used with all of them; its backward passes are in the seconds only.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from demo_pictures import PROMPTS, fingerprint, pipeline_modules
+from judges import judges
+from PIL import Image, ImageDraw, ImageFont
+from tables import README, bootstrap, machine, table, write_between
+from torch import Tensor
+from tqdm import tqdm
+
+from iqguide import RewardGuidance, best_of_n, create_model, fk_steering, optimize_noise, rank, zero_order_search
+from iqguide.cli_sample import DEMO_CALL, load_pipeline
+from iqguide.images import save_image, to_pil, to_tensor
+from iqguide.rerank import Ranking
+
+RESULTS = Path(__file__).parent / "results"
+SEEDS = 16  # of a group
+SIZES = (1, 2, 4, 8, 16)
+SIDE, MARGIN, FONT = 400, 50, ImageFont.load_default(13)
+
+
+@dataclass(frozen=True)
+class Group:
+    """One prompt, its seeds, and how the pipeline is called."""
+
+    number: int
+    call: dict[str, Any]
+
+    @property
+    def seeds(self) -> range:
+        return range(self.number * SEEDS, (self.number + 1) * SEEDS)
+
+
+@dataclass(frozen=True)
+class Found:
+    """The picture that a method ends with, and what it cost."""
+
+    image: Tensor
+    nfe: int
+    seconds: float
+
+
+def best_of_each(pipe: Any, reward: Any, group: Group) -> dict[str, Found]:
+    """Best of 1, 2, 4, 8, 16: the candidates are drawn once, and each N takes the first N of them."""
+    found, images, nfe, seconds = {}, [], 0, 0.0
+    for seed in group.seeds:
+        ranking, spent = timed(best_of_n, pipe, reward, n=1, seeds=[seed], **group.call)
+        images.append(ranking.best)
+        nfe, seconds = nfe + ranking.nfe, seconds + spent
+        if len(images) in SIZES:
+            best = int(rank(torch.stack(images), reward).order[0])
+            found["unguided" if len(images) == 1 else f"best of {len(images)}"] = Found(images[best], nfe, seconds)
+    return found
+
+
+def timed(search: Callable[..., Ranking], *arguments: Any, **options: Any) -> tuple[Ranking, float]:
+    start = time.perf_counter()
+    ranking = search(*arguments, **options)
+    return ranking, time.perf_counter() - start
+
+
+def one(search: Callable[..., Ranking], **options: Any) -> Callable[[Any, Any, Group], Found]:
+    """A method that is one search with the group's first seeds."""
+
+    def run(pipe: Any, reward: Any, group: Group) -> Found:
+        ranking, seconds = timed(search, pipe, reward, **seeding(search, group, options), **options, **group.call)
+        return Found(ranking.best, ranking.nfe, seconds)
+
+    return run
+
+
+def seeding(search: Callable[..., Ranking], group: Group, options: dict[str, Any]) -> dict[str, Any]:
+    if search is best_of_n:
+        return {"seeds": group.seeds[: options["n"]]}
+    return {"seeds": group.seeds[: options["particles"]]} if search is fk_steering else {"seed": group.seeds[0]}
+
+
+def noise_optimisation(iterations: int) -> Callable[[Any, Any, Group], Found]:
+    """Climb through four steps; then all steps from the noise that was found."""
+
+    def run(pipe: Any, reward: Any, group: Group) -> Found:
+        start = time.perf_counter()
+        short = group.call | {"num_inference_steps": 4}
+        climbed = optimize_noise(pipe, reward, iterations=iterations, seed=group.seeds[0], **short)
+        noise = climbed.latents[int(climbed.order[0])][None]
+        image = pipe(**group.call, latents=noise, output_type="pt").images[0]
+        rows = 2 * group.call["num_inference_steps"]
+        return Found(image.float().cpu(), climbed.nfe + rows, time.perf_counter() - start)
+
+    return run
+
+
+def methods(reward: Any) -> dict[str, Callable[[Any, Any, Group], Found]]:
+    """Name -> method; best of N comes from `best_of_each`."""
+    guidance = RewardGuidance(reward)
+    return {
+        "guided": one(best_of_n, n=1, guidance=guidance),
+        "best of 8, halved": one(best_of_n, n=8, halving=True),
+        "best of 16, halved": one(best_of_n, n=16, halving=True),
+        "FK, 4 particles": one(fk_steering, particles=4, eta=1.0),
+        "zero-order, 2 x 4": one(zero_order_search, rounds=2, neighbours=4),
+        "noise optimisation, 20": noise_optimisation(20),
+        "guided, best of 4": one(best_of_n, n=4, guidance=guidance),
+        "guided, best of 8, halved": one(best_of_n, n=8, halving=True, guidance=guidance),
+    }
+
+
+def draw(pipe: Any, reward: Any, group: Group, done: set[str]) -> Iterator[tuple[str, Found]]:
+    """Every method that is not done, for one group."""
+    if not {"unguided", *(f"best of {n}" for n in SIZES[1:])} <= done:
+        yield from best_of_each(pipe, reward, group).items()
+    for name, method in methods(reward).items():
+        if name not in done:
+            yield name, method(pipe, reward, group)
+
+
+# --- raw results ---
+
+
+def row_of(group: Group, method: str, found: Found, reward: Any, every: dict[str, Any]) -> dict[str, Any]:
+    """One line of the table of raw results; scores are those of the picture rounded to 8 bits."""
+    image = to_tensor(to_pil(found.image))
+    with torch.no_grad():
+        scores = {name: float(score(image)) for name, score in {"reward": reward, **every}.items()}
+    head = {"group": group.number, "prompt": group.call["prompt"], "method": method}
+    return head | {"nfe": found.nfe, "seconds": round(found.seconds, 4)} | scores
+
+
+def read(path: Path) -> list[dict[str, Any]]:
+    """Raw results, numbers as numbers."""
+    if not path.exists():
+        return []
+    words = ("prompt", "method")
+    with path.open(newline="") as file:
+        return [{k: v if k in words else float(v) for k, v in row.items()} for row in csv.DictReader(file)]
+
+
+def append(path: Path, row: dict[str, Any]) -> None:
+    new = not path.exists()
+    with path.open("a", newline="") as file:
+        writer = csv.DictWriter(file, list(row), lineterminator="\n")
+        if new:
+            writer.writeheader()
+        writer.writerow({key: f"{value:.6g}" if isinstance(value, float) else value for key, value in row.items()})
+
+
+# --- what they say ---
+
+
+def summary(rows: Sequence[dict[str, Any]], names: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """Method -> mean nfe and seconds, and for each score the paired change against unguided.
+
+    Changes are in standard deviations of the unguided pictures, with 95 % bootstrap intervals over the groups that have
+    every method.
+    """
+    by: dict[str, dict[int, dict[str, Any]]] = {}
+    for row in rows:
+        by.setdefault(row["method"], {})[int(row["group"])] = row
+    shared = sorted(set.intersection(*(set(groups) for groups in by.values())))
+    found = {}
+    for method, groups in by.items():
+        mine = {"nfe": np.mean([groups[g]["nfe"] for g in shared])}
+        mine["seconds"] = float(np.median([groups[g]["seconds"] for g in shared]))
+        for name in names:
+            plain, own = (np.array([which[g][name] for g in shared]) for which in (by["unguided"], groups))
+            change = (own - plain) / plain.std(ddof=1)
+            mine[name] = (float(change.mean()), *bootstrap(change))
+        found[method] = mine
+    return {"groups": len(shared), "methods": found}
+
+
+def page(found: dict[str, Any], names: Sequence[str]) -> str:
+    """The table: a method a line, sorted by compute."""
+    lines = []
+    for method, values in sorted(found["methods"].items(), key=lambda item: item[1]["nfe"]):
+        scores = (f"{mean:+.2f} ({low:+.2f} to {high:+.2f})" for mean, low, high in (values[name] for name in names))
+        lines.append([method, f"{values['nfe']:.0f}", f"{values['seconds']:.1f}", *scores])
+    return table(("", "rows through the denoiser", "s", *names), lines)
+
+
+def plot(found: dict[str, Any], names: Sequence[str], path: Path) -> None:
+    """A panel for each score: mean change and its interval over the rows through the denoiser, on a log axis."""
+    order = sorted(found["methods"], key=lambda method: found["methods"][method]["nfe"])
+    compute = np.log([found["methods"][method]["nfe"] for method in order])
+    across = (compute - compute.min()) / (np.ptp(compute) or 1)
+    canvas = Image.new("RGB", (SIDE * len(names), SIDE + 20 * (len(order) + 1)), "white")
+    pen = ImageDraw.Draw(canvas)
+    for index, name in enumerate(names):
+        panel(pen, index * SIDE, name, across, np.array([found["methods"][method][name] for method in order]))
+    for index, method in enumerate(order):
+        line = f"{index + 1}  {method}: {found['methods'][method]['nfe']:.0f} rows"
+        pen.text((MARGIN, SIDE + 20 * index), line, "black", FONT)
+    save_image(canvas, path)
+
+
+def panel(pen: ImageDraw.ImageDraw, left: float, name: str, across: np.ndarray, values: np.ndarray) -> None:
+    """One score: values (methods, 3), mean and interval, at `across` (methods,) in [0, 1]."""
+    low, high = min(values.min(), 0.0), max(values.max(), 1e-9)
+    x = left + MARGIN + across * (SIDE - 2 * MARGIN)
+    y = MARGIN + (SIDE - 2 * MARGIN) * (high - values) / (high - low)
+    zero = MARGIN + (SIDE - 2 * MARGIN) * high / (high - low)
+    pen.text((left + MARGIN, 12), f"{name}, over log rows", "black", FONT)
+    pen.line((left + MARGIN, zero, left + SIDE - MARGIN, zero), "grey")
+    for value, height in ((high, MARGIN), (low, SIDE - MARGIN)):
+        pen.text((left + 8, height - 7), f"{value:+.2f}", "dimgrey", FONT)
+    for index, (mean, below, above) in enumerate(y):
+        pen.line((x[index], below, x[index], above), (150, 170, 200), 2)
+        pen.ellipse((x[index] - 4, mean - 4, x[index] + 4, mean + 4), (40, 90, 160))
+        pen.text((x[index] + 6, mean - 14), str(index + 1), "black", FONT)
+
+
+def groups_of(text: str) -> range:
+    """0:32 -> the groups 0 ... 31."""
+    first, last = text.split(":")
+    return range(int(first), int(last))
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=Path("runs/search_budget"))
+    parser.add_argument("--groups", type=groups_of, default=groups_of("0:32"), metavar="FIRST:END")
+    parser.add_argument("--steps", type=int, default=DEMO_CALL["num_inference_steps"])
+    parser.add_argument("--pipeline", default="demo", help="demo, or a folder made by save_pretrained")
+    parser.add_argument("--model", default="tiny", help="the reward that steers and chooses")
+    parser.add_argument("--publish", action="store_true", help="write table, plot and CSV into benchmarks/")
+    args = parser.parse_args(arguments)
+    args.out.mkdir(parents=True, exist_ok=True)
+    pipe, reward, every = load_pipeline(args.pipeline, torch.device("cpu")), create_model(args.model), judges()
+    weights = {"pipeline": fingerprint(*pipeline_modules(pipe)), "reward": fingerprint(reward), "steps": args.steps}
+    raw = args.out / "search_budget.csv"
+    check_settings(args.out / "settings.json", weights)
+    done = {(int(row["group"]), row["method"]) for row in read(raw)}
+    names = [*methods(reward), "unguided", *(f"best of {n}" for n in SIZES[1:])]
+    with tqdm(total=len(args.groups) * len(names), desc="pictures", unit="picture") as bar:
+        bar.update(sum(group in args.groups for group, _ in done))
+        for number in args.groups:
+            call = DEMO_CALL | {"num_inference_steps": args.steps, "prompt": PROMPTS[number % len(PROMPTS)]}
+            group, mine = Group(number, call), {method for other, method in done if other == number}
+            for method, found in draw(pipe, reward, group, mine):
+                if method not in mine:
+                    append(raw, row_of(group, method, found, reward, every))
+                    bar.update()
+    report(raw, args, ["reward", *every])
+
+
+def check_settings(path: Path, settings: dict[str, Any]) -> None:
+    """Results of other weights or steps must not be mixed in."""
+    if path.exists() and json.loads(path.read_text()) != settings:
+        raise SystemExit(f"{path.parent} holds results of other weights or steps; choose another --out.")
+    path.write_text(json.dumps(settings))
+
+
+def report(raw: Path, args: argparse.Namespace, names: Sequence[str]) -> None:
+    """Print the table and draw the plot; with --publish also into benchmarks/."""
+    found = summary([row for row in read(raw) if row["group"] in args.groups], names)
+    note = f"{found['groups']} groups, {args.steps} steps, reward `{args.model}`, batch size 1. Changes against the"
+    note += f" unguided picture of the same seed, in standard deviations, with paired 95 % intervals. {machine()}."
+    text = f"{note}\n\n{page(found, names)}"
+    print(text)
+    plot(found, names, args.out / "search_budget.png")
+    if args.publish:
+        write_between(README, "search-budget", f"{text}\n\n![Scores against compute](results/search_budget.png)")
+        (RESULTS / "search_budget.csv").write_text(raw.read_text())
+        plot(found, names, RESULTS / "search_budget.png")
+
+
+if __name__ == "__main__":
+    main()
