@@ -110,7 +110,8 @@ class Attributes:
             )
         self.model = model
         self.inner = (model,)
-        self._weights = sum(torch.tensor(signs[name]) * (weight / total) for name, weight in weights.items())
+        shares = sum(torch.tensor(signs[name]) * (weight / total) for name, weight in weights.items())
+        self._weights = tuple(shares.tolist())  # no tensor: one made under inference_mode could not be differentiated
 
     def __call__(self, images: Tensor) -> Tensor:
         """Images (N, 3, H, W) in [0, 1] -> weighted mean of the attributes (N,); unbounded, so also the margin."""
@@ -119,7 +120,7 @@ class Attributes:
         else:
             cosines = self.model.similarities(images).mean(1)
             values = (cosines[:, 0::2] - cosines[:, 1::2]) / 2
-        return values @ self._weights.to(values)
+        return values @ torch.tensor(self._weights, dtype=values.dtype, device=values.device)
 
 
 def _attributes_of(model: object) -> dict[str, list[float]]:

@@ -1,5 +1,6 @@
 """Node: Attribute Guidance."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import folder_paths
@@ -8,10 +9,37 @@ from comfy_api.latest import io
 
 from ..guidance import RewardGuidance
 from ..guidance.comfy import patch_model
-from ..rewards import Resize
+from ..models.adjectives import read_pairs
+from ..rewards import Attributes, Resize
 from .load import DEFAULT, FOLDER, load_quality_model
+from .quality_model import QualityModel
 from .steering import steering_inputs, window_problem
-from .words import EXAMPLE, WeightedPairs, parse_attributes
+from .words import EXAMPLE, parse_attributes
+
+DIMENSIONS = tuple(dict.fromkeys(dimension for dimension, _, _ in read_pairs()))
+"""Of BPCLIP's adjectives."""
+MODEL = "bpclip-mini"
+"""Which judges dimensions."""
+
+
+def judge_of(
+    attributes: str, weights: str, download: bool, dimensions: Mapping[str, float]
+) -> tuple[Attributes, QualityModel]:
+    """The reward that a user describes, and the quality model inside it.
+
+    Raises:
+        ValueError: both pairs and dimensions are given, or neither; a line cannot be read; weights are missing.
+    """
+    wanted = {name: weight for name, weight in dimensions.items() if weight}
+    if wanted and attributes.strip():
+        raise ValueError(f"got pairs and dimensions ({', '.join(wanted)}); empty the attributes, or set these to 0.")
+    if wanted:
+        quality = load_quality_model(MODEL, weights, "float32", True, download)
+        return Attributes(quality.reward, wanted), quality
+    pairs, shares = parse_attributes(attributes)
+    quality = load_quality_model("clipiqa", weights, "float32", True, download, pairs=pairs)
+    named = {" / ".join(pair): share for pair, share in zip(pairs, shares, strict=True)}
+    return Attributes(quality.reward, named), quality
 
 
 class AttributeGuidance(io.ComfyNode):
@@ -25,21 +53,30 @@ class AttributeGuidance(io.ComfyNode):
             node_id="IQGuideAttributeGuidance",
             display_name="Attribute Guidance",
             category="iqguide",
-            description="Steer sampling by pairs of opposite words, such as sharp and blurry, as CLIP reads them.",
-            search_aliases=["clip guidance", "antonym", "attribute slider", "reward guidance", "image quality"],
+            description="Steer sampling by pairs of opposite words that CLIP reads, or by dimensions of quality.",
+            search_aliases=[
+                "clip guidance",
+                "antonym",
+                "attribute slider",
+                "reward guidance",
+                "image quality",
+                "bpclip",
+            ],
             inputs=[
                 io.Model.Input("model", tooltip="The diffusion model; it is not changed, the output is a copy."),
                 io.String.Input(
                     "attributes",
                     default=EXAMPLE,
                     multiline=True,
-                    tooltip="One pair a line: wanted / unwanted, and perhaps = weight; one below 0 turns it round.",
+                    tooltip="One pair a line: wanted / unwanted, and perhaps = weight; one below 0 turns it round. "
+                    "Empty to steer by the dimensions.",
                 ),
                 io.Combo.Input(
                     "weights",
                     options=[DEFAULT, *folder_paths.get_filename_list(FOLDER)] if known else [DEFAULT],
                     default=DEFAULT,
-                    tooltip="CLIP RN50: default is that of OpenAI (408 MB), or a whole CLIP in models/iqa.",
+                    tooltip="Of CLIP RN50: default is that of OpenAI (408 MB), or a whole CLIP in models/iqa. Of "
+                    f"{MODEL}, which judges dimensions: default, or a file of it in models/iqa.",
                 ),
                 io.Boolean.Input(
                     "download",
@@ -47,6 +84,18 @@ class AttributeGuidance(io.ComfyNode):
                     tooltip="Fetch the default CLIP if it is not on this machine.",
                 ),
                 *steering_inputs(),
+                *(
+                    io.Float.Input(
+                        dimension,
+                        default=0.0,
+                        min=-10.0,
+                        max=10.0,
+                        step=0.05,
+                        tooltip=f"Weight of the dimension {dimension}, as {MODEL} sees it; below 0 for less of it. "
+                        "attributes must be empty.",
+                    )
+                    for dimension in DIMENSIONS
+                ),
                 io.Vae.Input("vae", optional=True, tooltip="The model's VAE; needed if there is no tiny decoder."),
             ],
             outputs=[io.Model.Output("model", tooltip="For any sampler; Guidance Report shows what it did.")],
@@ -55,13 +104,14 @@ class AttributeGuidance(io.ComfyNode):
 
     @classmethod
     def validate_inputs(
-        cls, attributes: str = EXAMPLE, start_percent: float = 0.0, end_percent: float = 1.0, **inputs: object
+        cls, attributes: str = EXAMPLE, start_percent: float = 0.0, end_percent: float = 1.0, **inputs: Any
     ) -> bool | str:
         """The attributes can be read, and the window is not empty."""
-        try:
-            parse_attributes(attributes)
-        except ValueError as error:
-            return str(error)
+        if attributes.strip() or not any(inputs.get(dimension) for dimension in DIMENSIONS):
+            try:
+                parse_attributes(attributes)
+            except ValueError as error:
+                return str(error)
         return window_problem(start_percent, end_percent) or True
 
     @classmethod
@@ -76,11 +126,11 @@ class AttributeGuidance(io.ComfyNode):
         end_percent: float,
         decoder: str,
         vae: Any | None = None,
+        **dimensions: float,
     ) -> io.NodeOutput:
         """Patch a clone."""
-        pairs, shares = parse_attributes(attributes)
-        quality = load_quality_model("clipiqa", weights, "float32", True, download, pairs=pairs)
-        reward = Resize(WeightedPairs(quality.reward, tuple(shares)), quality.short_side, enlarge=False)
+        attributes, quality = judge_of(attributes, weights, download, dimensions)
+        reward = Resize(attributes, quality.short_side, enlarge=False)
         patched = patch_model(
             model,
             RewardGuidance(reward, scale=strength),

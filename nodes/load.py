@@ -40,7 +40,9 @@ def load_quality_model(
         path = folder_paths.get_full_path_or_raise(FOLDER, weights)
     elif not spec.bundled and not is_cached(spec):
         path = folder_paths.get_full_path(FOLDER, spec.filename) or "default"
-        if path == "default" and spec.trained and not download:
+        if path == "default" and not spec.trained:
+            raise ValueError(f"no trained weights of {name} are known; put {spec.filename} into models/{FOLDER}.")
+        if path == "default" and not download:
             raise ValueError(
                 f"the weights of {name} ({spec.megabytes} MB, licence {spec.licence}) are not on this machine; put "
                 f"{spec.filename} into models/{FOLDER}, or switch download on."

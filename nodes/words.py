@@ -1,10 +1,4 @@
-"""Attributes typed by a user: antonym pairs with weights, and the reward that they make. Knows no host."""
-
-from dataclasses import dataclass
-from typing import Any
-
-import torch
-from torch import Tensor
+"""Attributes typed by a user: antonym pairs with weights. Knows no host."""
 
 EXAMPLE = "Sharp photo. / Blurry photo.\nColorful photo. / Dull photo. = 0.5"
 
@@ -31,24 +25,3 @@ def parse_attributes(text: str) -> tuple[list[tuple[str, str]], list[float]]:
     if not any(weights):
         raise ValueError(f"there are no attributes with a weight; expected lines such as {EXAMPLE!r}.")
     return pairs, weights
-
-
-@dataclass(frozen=True)
-class WeightedPairs:
-    """A reward: the weighted mean of the logits of a model that reads antonym pairs."""
-
-    model: Any
-    """With `logits`: images (N, 3, H, W) in [0, 1] -> (N, P)."""
-    weights: tuple[float, ...]
-    """One per pair; below 0 turns a pair round. Divided by the sum of their sizes."""
-
-    @property
-    def inner(self) -> tuple[Any]:
-        """What is wrapped."""
-        return (self.model,)
-
-    def __call__(self, images: Tensor) -> Tensor:
-        """Images (N, 3, H, W) in [0, 1] -> (N,), in logits."""
-        logits = self.model.logits(images)
-        weights = torch.tensor(self.weights, dtype=logits.dtype, device=logits.device)
-        return logits @ (weights / weights.abs().sum())

@@ -256,13 +256,43 @@ def test_attributes_guide(pack, tiny, monkeypatch):
     monkeypatch.setattr(load.folder_paths, "get_full_path_or_raise", lambda folder, name: "random")
     model, vae = tiny.v_model(), tiny.taesd_vae()
     settings = ("Sharp / Blurry\nBright / Dark = -0.5", "clip.safetensors", False, 0.3, 0.0, 0.95, "auto", vae)
-    (patched,) = run(pack.AttributeGuidance, model, *settings)
+    check_steered(run(pack.AttributeGuidance, model, *settings)[0], pack, tiny)
+    check = pack.AttributeGuidance.validate_inputs
+    assert check(attributes="Sharp / Blurry") is True
+    assert "expected wanted / unwanted" in check(attributes="Sharp")
+
+
+def check_steered(patched, pack, tiny):
     latents = tiny.sample(patched, 4, steps=3)
     assert latents.isfinite().all()
     entries = json.loads(run(pack.GuidanceReport, patched, latents)[1])[0]
     guided = [entry for entry in entries if entry["skipped"] is None and entry["score_after"]]
     assert guided
     assert all(entry["score_after"][0] > entry["score_before"][0] for entry in guided)
+
+
+def test_dimensions_guide(pack, tiny, monkeypatch):
+    """With a BPCLIP of random weights."""
+    from iqguide.nodes import load
+
+    monkeypatch.setattr(load.folder_paths, "get_full_path_or_raise", lambda folder, name: "random")
+    model, vae = tiny.v_model(), tiny.taesd_vae()
+    settings = ("", "bpclip-mini.safetensors", False, 0.3, 0.0, 0.95, "auto", vae)
+    check_steered(run(pack.AttributeGuidance, model, *settings, sharpness=1.0, noise=-0.5, colour=0.0)[0], pack, tiny)
+    with pytest.raises(ValueError, match=r"got pairs and dimensions \(noise\)"):
+        run(pack.AttributeGuidance, model, "Sharp / Blurry", *settings[1:], noise=0.5)
     check = pack.AttributeGuidance.validate_inputs
-    assert check(attributes="Sharp / Blurry") is True
-    assert "expected wanted / unwanted" in check(attributes="Sharp")
+    assert check(attributes="", noise=-1.0) is True
+    assert "there are no attributes with a weight" in check(attributes="", noise=0.0)
+
+
+def test_dimensions_without_weights_say_what_is_missing(pack, tiny, monkeypatch, tmp_path):
+    from dataclasses import replace
+
+    from iqguide.nodes import attributes, load
+
+    spec = replace(load.MODELS["bpclip-mini"], trained=False)
+    monkeypatch.setitem(load.MODELS, "bpclip-mini", spec)
+    monkeypatch.setattr(load, "is_cached", lambda spec: False)
+    with pytest.raises(ValueError, match=r"put bpclip-mini\.safetensors into models/iqa"):
+        attributes.judge_of("", "default", False, {"sharpness": 1.0})

@@ -15,6 +15,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+import iqguide
+from iqguide.models import save_bpclip
+
 pytestmark = pytest.mark.comfy
 ROOT = Path(__file__).resolve().parents[1]
 API = sorted((ROOT / "tests" / "workflows_api").glob("*.json"))
@@ -30,6 +33,9 @@ class Server:
             (base / name).mkdir()
         (base / "custom_nodes" / FOLDER).symlink_to(ROOT)
         shutil.copy2(ROOT / "tests" / "comfy_tiny_models.py", base / "custom_nodes")
+        (base / "models" / "iqa").mkdir(parents=True)
+        judge = iqguide.create_model("bpclip-mini", weights="random")
+        save_bpclip(judge, base / "models" / "iqa" / "bpclip-mini.safetensors")
         (base / "input" / "pictures").mkdir()
         for name, size in (("a", (96, 64)), ("b", (64, 80))):
             Image.effect_noise(size, 60).convert("RGB").save(base / "input" / "pictures" / f"{name}.png")

@@ -6,7 +6,7 @@ import torch
 from iqguide.nodes.picking import chosen, labelled, pick_latents, pick_masks, stack
 from iqguide.nodes.plot import HEIGHT, ORANGE, WIDTH, above_each_other, line_plot
 from iqguide.nodes.pruning import parse_shares, seeds_from
-from iqguide.nodes.words import EXAMPLE, WeightedPairs, parse_attributes
+from iqguide.nodes.words import EXAMPLE, parse_attributes
 
 
 def test_latents_keep_what_makes_their_noise_again():
@@ -91,13 +91,6 @@ def test_attributes_are_read_line_by_line():
 def test_attributes_that_cannot_be_read_are_quoted(text, message):
     with pytest.raises(ValueError, match=message):
         parse_attributes(text)
-
-
-def test_weighted_pairs_are_the_weighted_mean_of_the_logits():
-    model = type("Model", (), {"logits": staticmethod(lambda images: images.mean((2, 3)))})
-    images = torch.rand(2, 3, 32, 32)
-    expected = (images.mean((2, 3)) * torch.tensor([1.0, -0.5, 0.5])).sum(1) / 2
-    torch.testing.assert_close(WeightedPairs(model, (1.0, -0.5, 0.5))(images), expected)
 
 
 def test_shares_are_read():
