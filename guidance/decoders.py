@@ -116,7 +116,7 @@ class VaeDecoder:
 
     def watch(self, pipe: Any) -> AbstractContextManager[None]:
         """While open, learn the size of the pictures from the pipeline's calls, where latents do not tell it."""
-        if not self.family.needs_grid:
+        if not self.family.needs_grid or not hasattr(pipe, "prepare_latents"):  # modular pipelines have blocks instead
             return nullcontext()
         return observed(pipe, "prepare_latents", lambda given, _: self._note_size(given["height"], given["width"]))
 

@@ -189,6 +189,19 @@ FAMILIES: Mapping[str, Family] = {
     "SanaControlNetPipeline": SANA,
     "WanPipeline": WAN,
     "WanVideoToVideoPipeline": WAN,
+    "StableDiffusionXLModularPipeline": STABLE_DIFFUSION_XL,
+    "StableDiffusion3ModularPipeline": STABLE_DIFFUSION_3,
+    "FluxModularPipeline": FLUX,
+    "FluxKontextModularPipeline": FLUX,
+    "Flux2ModularPipeline": FLUX_2,
+    "Flux2KleinModularPipeline": FLUX_2,
+    "Flux2KleinBaseModularPipeline": FLUX_2,
+    "QwenImageModularPipeline": QWEN_IMAGE,
+    "QwenImageEditModularPipeline": QWEN_IMAGE,
+    "QwenImageEditPlusModularPipeline": QWEN_IMAGE,
+    "WanModularPipeline": WAN,
+    "Wan22ModularPipeline": WAN,
+    "ZImageModularPipeline": FLUX_UNPACKED,
 }
 """Class name of a pipeline -> its family; sub-classes of a pipeline are found too."""
 

@@ -23,6 +23,7 @@ TABLE = {
     ),
     "guidance": ({"images", "rewards", "rerank", "guidance.steered"}, {"torch", "numpy", "tqdm"}),
     "guidance.steered": ({"guidance", "guidance.diffusers"}, set()),
+    "guidance.modular": ({"guidance", "guidance.diffusers"}, {"diffusers"}),
     "guidance.diffusers": ({"guidance"}, {"torch", "diffusers"}),
     "guidance.comfy": ({"guidance", "guidance.comfy_decoders"}, {"torch", "comfy"}),
     "guidance.comfy_decoders": ({"guidance"}, {"torch", "comfy", "folder_paths"}),
