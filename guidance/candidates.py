@@ -4,8 +4,9 @@ Nothing here knows a host: a pipeline is anything that is called like those of d
 per picture; `num_images_per_prompt`; `output_type="pt"`; a result with `.images`).
 """
 
+import functools
 import inspect
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -51,12 +52,19 @@ def call_arguments(pipe: Callable[..., Any], given: dict[str, Any], batch_size: 
         )
     embeddings = {name: value for name, value in given.items() if "prompt" in name and isinstance(value, Tensor)}
     for name, value in embeddings.items():
-        if len(value) != 1:
-            raise ValueError(f"{name} holds {len(value)} prompts; expected one, of shape (1, ...).")
-    call = given | {name: value.repeat_interleave(batch_size, 0) for name, value in embeddings.items()}
+        if value.shape[_axis_of_prompts(name)] != 1:
+            count = value.shape[_axis_of_prompts(name)]
+            raise ValueError(f"{name} holds {count} prompts; expected one, of shape (1, ...).")
+    repeated = {name: x.repeat_interleave(batch_size, _axis_of_prompts(name)) for name, x in embeddings.items()}
+    call = given | repeated
     if not embeddings and batch_size > 1:
         call["num_images_per_prompt"] = batch_size
     return call | {"output_type": "pt"}
+
+
+def _axis_of_prompts(name: str) -> int:
+    """Those of HiDream's Llama come as (layers, N, ...)."""
+    return 1 if name.endswith("llama3") else 0
 
 
 def drawn(
@@ -72,7 +80,7 @@ def drawn(
     generators = [torch.Generator("cpu").manual_seed(seeds[0] if seed is None else seed) for seed in lanes]
     noise: list[Tensor] = []
     with noting_noise(pipe, noise):
-        images = run(**call, generator=generators).images
+        images = pictures_of(run(**call, generator=generators))
     if len(images) != len(lanes):
         raise ValueError(f"the pipeline made {len(images)} images; expected {len(lanes)}: give one prompt or picture.")
     images = images[used].float()
@@ -85,10 +93,16 @@ def drawn(
     return zip(seeds, images.cpu(), scores, start, strict=True)
 
 
+def pictures_of(result: Any) -> Tensor:
+    """What a pipeline has made: pictures (N, 3, H, W), or videos (N, F, 3, H, W)."""
+    return result.frames if hasattr(result, "frames") else result.images
+
+
 def scored(images: Tensor, reward: Callable[[Tensor], Tensor], seeds: Sequence[int]) -> list[float]:
-    """Scores of images (N, 3, H, W), one for each seed; an error names the seeds."""
+    """Scores of images (N, 3, H, W), or of videos (N, F, 3, H, W) the mean over frames; an error names the seeds."""
+    frames = images.flatten(0, -4)
     try:
-        return rank(images, reward, batch_size=len(images)).scores.tolist()
+        return rank(frames, reward, batch_size=len(images)).scores.view(len(images), -1).mean(1).tolist()
     except ValueError as error:
         raise ValueError(f"the candidates with seeds {list(seeds)} cannot be ranked: {error}") from error
 
@@ -97,7 +111,7 @@ def noting_noise(pipe: Callable[..., Any], noise: list[Tensor]) -> AbstractConte
     """Note the initial latents that a text-to-image pipeline prepares; those of others cannot be given back to it."""
     if not starts_from_noise(pipe):
         return nullcontext()
-    return observed(pipe, "prepare_latents", lambda _, result: noise.append(_latents_of(result)))
+    return observed(pipe, "prepare_latents", lambda given, result: noise.append(_as_taken(pipe, given, result)))
 
 
 def starts_from_noise(pipe: Any) -> bool:
@@ -126,7 +140,7 @@ def initial_noise(pipe: Any, seed: int, given: dict[str, Any]) -> Tensor:
         )
     call = call_arguments(pipe, given, 1)
     try:
-        with observed(pipe, "prepare_latents", _leave_with):
+        with observed(pipe, "prepare_latents", functools.partial(_leave, pipe)):
             pipe(**call, generator=[torch.Generator("cpu").manual_seed(seed)])
     except _Prepared as prepared:
         getattr(pipe, "maybe_free_model_hooks", lambda: None)()
@@ -143,12 +157,17 @@ class _Prepared(Exception):
         self.latents = latents
 
 
-def _leave_with(_: Any, result: Tensor | tuple[Tensor, ...]) -> None:
-    raise _Prepared(_latents_of(result))
+def _leave(pipe: Any, given: Mapping[str, Any], result: Any) -> None:
+    raise _Prepared(_as_taken(pipe, given, result))
 
 
-def _latents_of(result: Tensor | tuple[Tensor, ...]) -> Tensor:
-    return result if isinstance(result, Tensor) else result[0]  # packed latents come with their positions
+def _as_taken(pipe: Any, given: Mapping[str, Any], result: Tensor | tuple[Tensor, ...]) -> Tensor:
+    """Latents in the layout that `latents=` has, from what `prepare_latents`, called with `given`, returns."""
+    latents = result if isinstance(result, Tensor) else result[0]  # packed latents come with their positions
+    if not any(cls.__name__.startswith("Flux2") for cls in type(pipe).__mro__):
+        return latents
+    rows = int(given["height"]) // (2 * pipe.vae_scale_factor)  # it packs the latents that it is given
+    return latents.transpose(1, 2).unflatten(2, (rows, -1))
 
 
 def unscaled(pipe: Any, latents: Tensor) -> Tensor:

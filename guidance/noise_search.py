@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from ..rerank import Ranking, best_first
-from .candidates import Candidate, call_arguments, chunks, drawn, initial_noise, size_of
+from .candidates import Candidate, call_arguments, chunks, drawn, initial_noise, pictures_of, size_of
 from .decoders import Decoder, find_decoder
 from .denoiser import checkpointed, counted_rows
 from .networks import frozen, modules_of
@@ -178,7 +178,8 @@ def noise_gradient(
             stack.enter_context(look.watch(pipe))
         start = noise.detach().clone().requires_grad_()
         generator = [torch.Generator("cpu").manual_seed(seed)]
-        value = margin(look(undecorated(pipe, **call, latents=start, generator=generator).images)).float().sum()
+        latents = pictures_of(undecorated(pipe, **call, latents=start, generator=generator))
+        value = margin(look(latents).flatten(0, -4)).float().mean()  # of a video, over its frames
         if not value.requires_grad:
             raise ValueError(
                 "no gradient arrives at the noise; look for .detach(), no_grad or a conversion to NumPy in the reward"

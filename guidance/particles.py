@@ -47,7 +47,7 @@ def fk_steering(
     reward: Callable[[Tensor], Tensor],
     *,
     particles: int = 4,
-    strength: float = 10.0,
+    lambda_: float = 10.0,
     seeds: Sequence[int] | None = None,
     checkpoints: Sequence[float] = CHECKPOINTS,
     potential: Literal["difference", "max"] = "difference",
@@ -58,23 +58,23 @@ def fk_steering(
     batch_size: int = 1,
     **pipe_kwargs: Any,
 ) -> Ranking:
-    """Sample from p(x) * exp(strength * reward(x)), where p is what the pipeline samples from, by particles.
+    """Sample from p(x) * exp(lambda_ * reward(x)), where p is what the pipeline samples from, by particles.
 
     At each checkpoint a particle is weighed by how much the score of its denoised prediction has risen. Weights are
     logarithms and are carried on; when few particles hold most of the weight, they are resampled (systematically): the
     light ones go, the heavy ones go on in several copies, each with noise of its own, and with the solver's history,
     the guidance's state and everything else that belongs to a sample. The last weights are those of the finished
-    pictures, so with any number of particles, mean(exp(log_weights) * f(images)) estimates E_p[f * exp(strength *
+    pictures, so with any number of particles, mean(exp(log_weights) * f(images)) estimates E_p[f * exp(lambda_ *
     reward)] without bias.
 
     Args:
         pipe: a diffusers pipeline that can be left and entered again, as for `best_of_n(halving=...)`.
         reward: images (N, 3, H, W) in [0, 1] -> scores (N,), higher is better; need not be differentiable.
         particles: how many, at least 2.
-        strength: lambda, per unit of the score.
+        lambda_: per unit of the score.
         seeds: one for each particle; 0 ... particles-1 by default. They also seed the resampling.
         checkpoints: shares of the evaluations of a run, rising in (0, 1).
-        potential: "difference" weighs by strength * (score - score at the last checkpoint); "max" by strength * the
+        potential: "difference" weighs by lambda_ * (score - score at the last checkpoint); "max" by lambda_ * the
             highest score so far at every checkpoint, which resamples harder; the last weight makes up for it.
         resample_below: resample when the effective sample size is below this share of the particles; 1 for always.
         eta: None for a scheduler that adds noise by itself. In (0, 1] makes a deterministic one ancestral: in each step
@@ -100,7 +100,7 @@ def fk_steering(
     """
     seeds = tuple(range(particles)) if seeds is None else tuple(int(seed) for seed in seeds)
     _check(particles, seeds, checkpoints, potential, resample_below, batch_size)
-    cloud = _Cloud(seeds, strength, potential)
+    cloud = _Cloud(seeds, lambda_, potential)
     quiet = getattr(pipe, "_progress_bar_config", {}).get("disable", False)
     progress = functools.partial(tqdm, disable=quiet or None)
     lanes = chunks(range(particles), batch_size)
@@ -125,7 +125,7 @@ def fk_steering(
     _, images, scores, latents = zip(*found, strict=True)
     cloud.weigh_finished(scores)
     scores = torch.tensor(scores, dtype=torch.float32)
-    settings = {"particles": particles, "strength": strength, "seeds": seeds, "checkpoints": tuple(checkpoints)}
+    settings = {"particles": particles, "lambda_": lambda_, "seeds": seeds, "checkpoints": tuple(checkpoints)}
     settings |= {"potential": potential, "resample_below": resample_below, "eta": eta, "batch_size": batch_size}
     return Ranking(
         images=torch.stack(images),
@@ -144,12 +144,12 @@ def fk_steering(
 class _Cloud:
     """The particles between two checkpoints: their states on the CPU, their weights, and where they come from."""
 
-    def __init__(self, seeds: Sequence[int], strength: float, potential: str) -> None:
+    def __init__(self, seeds: Sequence[int], lambda_: float, potential: str) -> None:
         self.roots = list(seeds)  # the seed in which each particle began
         self.lineages: list[tuple[tuple[float, int], ...]] = [((0.0, seed),) for seed in seeds]
         self.log_weights = torch.zeros(len(seeds), dtype=torch.float64)
         self.state: SamplerState | None = None
-        self._strength, self._potential = strength, potential
+        self._lambda, self._potential = lambda_, potential
         self._spent = torch.zeros_like(self.log_weights)  # all log potentials of a particle so far
         self._highest = torch.full_like(self.log_weights, -math.inf)
         entropy = np.random.SeedSequence([seed % 2**64 for seed in seeds]).generate_state(1, np.uint64)[0]
@@ -160,13 +160,13 @@ class _Cloud:
         self._scores = torch.tensor(scores, dtype=torch.float64)
         self._highest = self._highest.maximum(self._scores)
         if self._potential == "difference":
-            self._add(self._strength * self._scores - self._spent)
+            self._add(self._lambda * self._scores - self._spent)
         else:
-            self._add(self._strength * self._highest)
+            self._add(self._lambda * self._highest)
 
     def weigh_finished(self, scores: Sequence[float]) -> None:
-        """Make all potentials of a particle come to strength * score of its picture."""
-        self._add(self._strength * torch.tensor(scores, dtype=torch.float64) - self._spent)
+        """Make all potentials of a particle come to lambda_ * score of its picture."""
+        self._add(self._lambda * torch.tensor(scores, dtype=torch.float64) - self._spent)
 
     def _add(self, potentials: Tensor) -> None:
         self.log_weights = self.log_weights + potentials

@@ -9,13 +9,14 @@ from torch import Tensor
 
 from ..rerank import Ranking
 from .ancestral import ancestral, seeded
-from .candidates import call_arguments
+from .candidates import call_arguments, pictures_of
 from .reentry import run_on, run_to
 from .steered import steered
 
-_OF_THE_SEARCH = (
-    *("particles", "strength", "seeds", "checkpoints", "potential", "resample_below", "eta"),
-    *("guidance", "decoder", "batch_size"),
+_OF_ALL = ("guidance", "batch_size")
+_OF_PARTICLES = (
+    *("particles", "lambda_", "seeds", "checkpoints", "potential", "resample_below", "eta", "decoder"),
+    *_OF_ALL,
 )
 
 
@@ -31,14 +32,16 @@ def redraw(pipe: Any, ranking: Ranking, index: int) -> Tensor:
         (3, H, W) in [0, 1], on the CPU: the same to the bit if the search had batch_size=1, else to the last digits.
     """
     settings = ranking.settings
-    given = {name: value for name, value in settings.items() if name not in _OF_THE_SEARCH}
+    ours = _OF_ALL if ranking.lineages is None else _OF_PARTICLES  # eta may be the pipeline's own
+    given = {name: value for name, value in settings.items() if name not in ours}
     call, seed = call_arguments(pipe, given, 1), ranking.seeds[index]
     if ranking.from_latents:
         call["latents"] = ranking.latents[index : index + 1].to(pipe.device)
     if ranking.lineages is not None:
         return _resampled(pipe, ranking, index, given, call)
     with steered(pipe, settings.get("guidance"), given):
-        return pipe(**call, generator=[torch.Generator("cpu").manual_seed(seed)]).images[0].float().cpu()
+        result = pipe(**call, generator=[torch.Generator("cpu").manual_seed(seed)])
+    return pictures_of(result)[0].float().cpu()
 
 
 def _resampled(pipe: Any, ranking: Ranking, index: int, given: dict[str, Any], call: dict[str, Any]) -> Tensor:
@@ -50,4 +53,5 @@ def _resampled(pipe: Any, ranking: Ranking, index: int, given: dict[str, Any], c
             state, _ = run_to(pipe, share, seeded([root], made), state, **call)
             state = replace(state, generators=[torch.Generator("cpu").manual_seed(seed).get_state()])
         run = pipe if state is None else functools.partial(run_on, pipe, state=state)
-        return run(**call, generator=seeded([root], made)).images[0].float().cpu()
+        result = run(**call, generator=seeded([root], made))
+    return pictures_of(result)[0].float().cpu()

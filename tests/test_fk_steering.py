@@ -79,7 +79,7 @@ def ddim():
 
 
 def steered(particles, seeds=None, scheduler=None, **changes):
-    given = {"eta": 1.0, "strength": 1.0, "decoder": as_images, "batch_size": particles} | changes
+    given = {"eta": 1.0, "lambda_": 1.0, "decoder": as_images, "batch_size": particles} | changes
     pipe = MixturePipe(scheduler or ddim())
     return fk_steering(pipe, value, particles=particles, seeds=seeds, **given)
 
@@ -198,7 +198,7 @@ def test_each_particle_can_be_made_again_alone(name):
     """Alone it never shares a batch, so a solver's history that stayed in another lane would show."""
     (scheduler, config), options = STOCHASTIC[name]
     pipe, inputs = sd(scheduler, **config)
-    ranking = fk_steering(pipe, brightness, strength=50, resample_below=1.0, **options, **inputs)
+    ranking = fk_steering(pipe, brightness, lambda_=50, resample_below=1.0, **options, **inputs)
     copies = [lane for lane, lineage in enumerate(ranking.lineages) if len(lineage) > 1]
     assert copies
     for lane in {0, copies[-1]}:
@@ -211,7 +211,7 @@ def test_each_particle_can_be_made_again_alone(name):
 
 def test_all_particles_can_be_made_again():
     pipe, inputs = sd(EulerAncestralDiscreteScheduler)
-    ranking = fk_steering(pipe, brightness, strength=50, resample_below=1.0, checkpoints=(0.5,), **inputs)
+    ranking = fk_steering(pipe, brightness, lambda_=50, resample_below=1.0, checkpoints=(0.5,), **inputs)
     again = fk_steering(pipe, brightness, **ranking.settings)
     assert torch.equal(again.images, ranking.images)
     assert torch.equal(again.log_weights, ranking.log_weights)
@@ -224,7 +224,7 @@ def test_flow_models_are_made_ancestral_and_can_be_guided(family):
     pipe, inputs = tiny_pipeline(family)
     inputs["num_inference_steps"] = 6
     guidance = RewardGuidance(brightness, scale=0.5, decoder=pipe.vae)
-    how = {"eta": 1.0, "strength": 50, "resample_below": 1.0, "batch_size": 2}
+    how = {"eta": 1.0, "lambda_": 50, "resample_below": 1.0, "batch_size": 2}
     ranking = fk_steering(pipe, brightness, **how, guidance=guidance, **inputs)
     plain = fk_steering(pipe, brightness, **how, **inputs)
     assert (ranking.images - plain.images).abs().max() > 1e-3
@@ -234,8 +234,8 @@ def test_flow_models_are_made_ancestral_and_can_be_guided(family):
 
 def test_steering_raises_the_reward():
     pipe, inputs = sd(EulerAncestralDiscreteScheduler)
-    steered = fk_steering(pipe, brightness, particles=6, strength=100, resample_below=1.0, batch_size=6, **inputs)
-    free = fk_steering(pipe, brightness, particles=6, strength=0, batch_size=6, **inputs)
+    steered = fk_steering(pipe, brightness, particles=6, lambda_=100, resample_below=1.0, batch_size=6, **inputs)
+    free = fk_steering(pipe, brightness, particles=6, lambda_=0, batch_size=6, **inputs)
     assert steered.scores.mean() > free.scores.mean()
     assert all(entry.ancestors is None for entry in free.log)
     assert len({lineage[0] for lineage in steered.lineages}) < 6

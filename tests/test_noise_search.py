@@ -51,6 +51,8 @@ def test_redraw_makes_a_guided_candidate_again():
     ranking = best_of_n(pipe, brightness, n=3, guidance=guidance, halving=(0.5,), **inputs)
     for index in range(len(ranking)):
         assert torch.equal(redraw(pipe, ranking, index), ranking.images[index])
+    noisy = best_of_n(pipe, brightness, n=1, eta=1.0, **inputs)  # an argument of the pipeline
+    assert torch.equal(redraw(pipe, noisy, 0), noisy.images[0])
     plain = best_of_n(pipe, brightness, n=1, seeds=ranking.seeds[:1], **inputs)
     assert (plain.images[0] - ranking.images[0]).abs().max() > 1e-3
 
