@@ -16,6 +16,7 @@ _HOMES = {
     "create_model": ".create",
     "is_cached": ".weights",
     "save_bpclip": ".bpclip_files",
+    "save_model": ".save",
 }
 
 __all__ = [  # noqa: RUF022 - in the order in which a reader meets them
@@ -31,6 +32,7 @@ __all__ = [  # noqa: RUF022 - in the order in which a reader meets them
     "BPCLIP",
     "BPCLIPConfig",
     "save_bpclip",
+    "save_model",
     "Description",
 ]
 
@@ -42,6 +44,7 @@ if TYPE_CHECKING:
     from .create import create_model
     from .describe import Description
     from .qualiclip import QualiCLIP
+    from .save import save_model
     from .weights import WeightsError, is_cached
 
 

@@ -13,12 +13,13 @@ from torch.nn import functional as F
 from .checks import check_images, working_dtype
 from .clip import MEAN, STD
 from .describe import Description
+from .save import HubModel
 from .weights import WeightsError
 
 CALIBRATION = ("margin_mean", "margin_std")
 
 
-class AntonymScore(nn.Module):
+class AntonymScore(nn.Module, HubModel):
     """A CLIP picture tower read through P pairs of prompts, (positive, negative).
 
     With x the picture's feature and t the prompts' features, all of length one, the logit of pair j is
@@ -78,16 +79,26 @@ class AntonymScore(nn.Module):
 
     def logits(self, images: Tensor, prompts_features: Tensor | None = None) -> Tensor:
         """Logit of each pair, unsaturated: images as in `forward`, other prompts (2 P, E) if wanted -> (N, P)."""
-        check_images(images)
-        pixels = (images.to(working_dtype(images.dtype)) - self.pixel_mean) / self.pixel_std
-        features = self.visual(pixels.to(self.visual.conv1.weight.dtype))
-        features = F.normalize(features.to(working_dtype(features.dtype)), dim=-1)
+        features = self.features(images)
         prompts = self.prompts_features if prompts_features is None else prompts_features
         prompts = F.normalize(prompts.to(features.dtype), dim=-1)
         opposites = prompts[0::2] - prompts[1::2]
         # Not a matrix product: autocast would run that in half precision.
         cosines = (features[:, None] * opposites).sum(-1)
         return self.alpha.to(features.dtype) / self.temperature * cosines
+
+    def features(self, images: Tensor) -> Tensor:
+        """The pictures' features, of length one: images as in `forward` -> (N, E) in float32 or better."""
+        check_images(images)
+        pixels = (images.to(working_dtype(images.dtype)) - self.pixel_mean) / self.pixel_std
+        features = self.visual(pixels.to(self.visual.conv1.weight.dtype))
+        return F.normalize(features.to(working_dtype(features.dtype)), dim=-1)
+
+    def similarities(self, images: Tensor) -> Tensor:
+        """Cosine with each prompt, positive and negative in turn: images as in `forward` -> (N, 2 P)."""
+        features = self.features(images)
+        prompts = F.normalize(self.prompts_features.to(features.dtype), dim=-1)
+        return (features[:, None] * prompts).sum(-1)
 
     def describe(self, image: Tensor) -> Description:
         """What the model sees in one picture, pair by pair.

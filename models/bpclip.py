@@ -26,6 +26,7 @@ from .attention import check_backend
 from .bpclip_blocks import Attention, GatedLocalPooling, Level, PositionalEncoding
 from .checks import check_images, working_dtype
 from .describe import Description
+from .save import HubModel
 
 CHOICES = {
     "batch_norm": ("frozen", "trained"),
@@ -86,7 +87,7 @@ MINI = BPCLIPConfig(
 )
 
 
-class BPCLIP(nn.Module):
+class BPCLIP(nn.Module, HubModel):
     """BPCLIP; without a reference a Reward, with one a model for `iqguide.FullReference`.
 
     `model(images)` (with a reference: `model(images, reference)`) is the score in [0, 1]; `model.margin(...)` the same

@@ -9,9 +9,11 @@ Source:
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from open_clip import tokenize
@@ -21,7 +23,7 @@ from open_clip.transformer import QuickGELU, TextTransformer
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .weights import check_layout, load_strict
+from .weights import WeightsError, check_layout, load_strict
 
 MEAN, STD = OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
 IGNORED = {"input_resolution", "context_length", "vocab_size"}  # three numbers in OpenAI's own state dicts
@@ -84,6 +86,36 @@ def picture_tower(config: ClipConfig = RN50) -> ModifiedResNet:
     tower = ModifiedResNet(list(config.layers), config.embed_dim, heads, config.image_size, config.width)
     tower.attnpool = FirstTokenPool(config.image_size // 32, features, heads, config.embed_dim)
     return tower.float()
+
+
+def sizes_of(tower: ModifiedResNet) -> ClipConfig:
+    """The sizes of a picture tower that `picture_tower` has made; those of the text tower are the defaults."""
+    blocks = tuple(len(tower.get_submodule(f"layer{n}")) for n in range(1, 5))
+    width, pool = 2 * tower.conv1.out_channels, tower.attnpool
+    return ClipConfig(
+        layers=blocks,
+        width=width,
+        head_width=width * 32 // pool.num_heads,
+        embed_dim=pool.c_proj.out_features,
+        image_size=32 * round((len(pool.positional_embedding) - 1) ** 0.5),
+    )
+
+
+def read_saved(metadata: Mapping[str, str], source: object) -> dict[str, Any]:
+    """What `save_model` has written beside the tensors: `clip`, a ClipConfig, `temperature`, `pairs`; else nothing.
+
+    Raises:
+        WeightsError: it cannot be read.
+    """
+    if "config" not in metadata:
+        return {}
+    try:
+        found = json.loads(metadata["config"])
+        sizes = {name: tuple(v) if isinstance(v, list) else v for name, v in found["clip"].items()}
+        pairs = tuple((positive, negative) for positive, negative in found["pairs"])
+        return {"clip": ClipConfig(**sizes), "temperature": float(found["temperature"]), "pairs": pairs}
+    except (TypeError, ValueError, KeyError) as error:
+        raise WeightsError(f"{source} has a config that this version does not know ({error}).") from error
 
 
 def text_tower(config: ClipConfig = RN50) -> TextTransformer:

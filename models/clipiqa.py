@@ -9,13 +9,24 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import torch
 from open_clip.modified_resnet import ModifiedResNet
 from torch import Tensor
 
 from .antonyms import AntonymScore, check_rest, load_calibration, read_alpha
-from .clip import RN50, ClipConfig, encode_prompts, fixed_seed, picture_tower, random_picture_tower, take_apart
+from .clip import (
+    RN50,
+    ClipConfig,
+    ClipState,
+    encode_prompts,
+    fixed_seed,
+    picture_tower,
+    random_picture_tower,
+    read_saved,
+    take_apart,
+)
 from .weights import WeightsError, load_strict, read_weights
 
 PAIRS = (("Good photo.", "Bad photo."),)
@@ -56,7 +67,7 @@ def build(
 
     Args:
         weights: a CLIP checkpoint with both towers, in open_clip's or OpenAI's layout (489 tensors; a QualiCLIP file
-            will do); None for random weights.
+            will do), or a file of `save_model`, which brings its pairs and its temperature; None for random weights.
         pairs: (positive, negative) prompts.
         temperature: divides the logits.
         seed: of the random weights, which stand for the prompts too.
@@ -73,8 +84,12 @@ def build(
             tower, features = random_picture_tower(config), torch.randn(len(prompts), config.embed_dim)
         return ClipIQA(tower, features, 100.0, temperature, pairs)
 
-    state = take_apart(read_weights(weights)[0], config, weights)
+    tensors, metadata = read_weights(weights)
+    saved = read_saved(metadata, weights)
+    state = take_apart(tensors, saved.get("clip", config), weights)
     check_rest(state.rest, weights)
+    if saved:
+        return _from_saved(state, saved, weights)
     if not state.text:
         raise WeightsError(f"{weights} has no text tower, which CLIP-IQA needs to read the prompts; give a whole CLIP.")
     features = encode_prompts(prompts, state.text, config, weights)
@@ -82,6 +97,17 @@ def build(
         tower = picture_tower(config)
     load_strict(tower, state.picture, weights)
     model = ClipIQA(tower, features, read_alpha(state.rest, weights), temperature, pairs)
+    load_calibration(model, state.rest)
+    return model
+
+
+def _from_saved(state: ClipState, saved: dict[str, Any], weights: Path) -> ClipIQA:
+    """A file of `save_model`, which brings its pairs and their features along instead of a text tower."""
+    with fixed_seed(0):
+        tower = picture_tower(saved["clip"])
+    load_strict(tower, state.picture, weights)
+    features, alpha = state.rest["prompts_features"], read_alpha(state.rest, weights)
+    model = ClipIQA(tower, features, alpha, saved["temperature"], saved["pairs"])
     load_calibration(model, state.rest)
     return model
 

@@ -14,7 +14,16 @@ from pathlib import Path
 import torch
 
 from .antonyms import AntonymScore, check_rest, load_calibration, read_alpha
-from .clip import RN50, ClipConfig, encode_prompts, fixed_seed, picture_tower, random_picture_tower, take_apart
+from .clip import (
+    RN50,
+    ClipConfig,
+    encode_prompts,
+    fixed_seed,
+    picture_tower,
+    random_picture_tower,
+    read_saved,
+    take_apart,
+)
 from .weights import WeightsError, load_strict, read_weights
 
 PAIRS = (
@@ -63,13 +72,18 @@ def build(
     if preset not in PRESETS:
         raise ValueError(f"unknown preset {preset!r}; expected one of {', '.join(PRESETS)}.")
     default, alpha = PRESETS[preset]
-    temperature = default if temperature is None else temperature
     if weights is None:
+        temperature = default if temperature is None else temperature
         with fixed_seed(seed):
             tower, features = random_picture_tower(config), torch.randn(len(PROMPTS), config.embed_dim)
         return QualiCLIP(tower, features, alpha or ALPHA, temperature)
 
-    state = take_apart(read_weights(weights)[0], config, weights)
+    tensors, metadata = read_weights(weights)
+    saved = read_saved(metadata, weights)
+    config = saved.get("clip", config)
+    if temperature is None:
+        temperature = saved.get("temperature", default) if preset == "paper" else default
+    state = take_apart(tensors, config, weights)
     check_rest(state.rest, weights)
     features = state.rest.get("prompts_features")
     if features is None:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .checks import check_images, working_dtype
+from .save import HubModel
 
 WIDTHS = (24, 48, 96, 160)
 BLOCKS = (0, 1, 2, 2)
@@ -47,7 +48,7 @@ def _mean_and_spread(features: Tensor) -> Tensor:
     return torch.cat([mean, (variance + 1e-4).sqrt()], 1)
 
 
-class Tiny(nn.Module):
+class Tiny(nn.Module, HubModel):
     """Small no-reference quality model; a Reward.
 
     `model(images)` is the score in [0, 1], fitted to people's opinions (0 worst, 1 best, about MOS / 100);

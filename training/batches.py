@@ -58,9 +58,20 @@ def raw_units(mos: np.ndarray | float) -> np.ndarray | float:
 
 
 class Crops:
-    """Clean crops, cut ahead of time: decoding a photograph costs more than a training step's share of it."""
+    """Clean crops, cut ahead of time: decoding a photograph costs more than a training step's share of it.
+
+    Args:
+        photographs: what to cut.
+        size: side of the crops in px.
+        each: crops of each photograph; 0 cuts nothing ahead, for folders that do not fit into memory.
+        rng: decides places and scales.
+    """
 
     def __init__(self, photographs: list[Photograph], size: int, each: int, rng: np.random.Generator) -> None:
+        self.photographs, self.size = photographs, size
+        self.images = None
+        if each == 0:
+            return
         crops = []
         for photograph in tqdm(photographs, desc="clean crops"):
             picture = read(photograph.path)
@@ -69,6 +80,9 @@ class Crops:
 
     def batch(self, size: int, rng: np.random.Generator) -> Tensor:
         """Random crops, (size, 3, s, s) in [0, 1]."""
+        if self.images is None:
+            picks = [self.photographs[n] for n in rng.integers(0, len(self.photographs), size)]
+            return torch.stack([to_tensor(random_crop(read(p.path), self.size, rng)) for p in picks]).float() / 255
         return self.images[torch.from_numpy(rng.integers(0, len(self.images), size))].float() / 255
 
 
@@ -104,6 +118,28 @@ def ladders(
         images += [x[:, a, b] for x, (a, b) in zip(stack, overlapping(clean, size, rungs, rng), strict=True)]
         severities.append(torch.cat([torch.zeros(1), severity(kind, level)]))
     return torch.stack(images), torch.stack(severities)
+
+
+def twin_ladders(crops: Crops, size: int, levels: int, rng: np.random.Generator, generator: torch.Generator) -> Tensor:
+    """Two overlapping crops of one photograph, degraded in one way at increasing levels, for the losses of QualiCLIP.
+
+    The kind is any of the ladders; the levels are evenly spaced from the weakest to the most severe. How much the crops
+    overlap is not published; here it follows from the crop that they are cut from.
+
+    Args:
+        crops: what to degrade; a little larger than `size`.
+        size: side of the results in px.
+        levels: L.
+        rng: decides photograph, kind and places.
+        generator: of the noise in the degradations.
+
+    Returns:
+        (2, L, 3, size, size), from weak to severe.
+    """
+    clean = crops.batch(1, rng)
+    strengths = torch.linspace(0, 4, levels)
+    degraded = distortions.distort(clean.expand(levels, -1, -1, -1), _draw(LADDER_KINDS, rng), strengths, generator)
+    return torch.stack([degraded[..., a, b] for a, b in overlapping(degraded, size, 2, rng)])
 
 
 def pairs(

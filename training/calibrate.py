@@ -6,33 +6,39 @@ import numpy as np
 import torch
 from scipy.optimize import curve_fit
 from scipy.stats import pearsonr, spearmanr
-from torch import Tensor
+from torch import Tensor, nn
 
+from ..images import resize_short_side
 from ..models.tiny import Tiny
 from . import batches, distortions
 from .batches import Crops
 from .config import FinetuneConfig
-from .data import clean_photographs, read, scored_photographs, split, to_tensor
+from .data import Photograph, clean_photographs, read, scored_parts, split, to_tensor
 
 
 def held_out_crops(config: FinetuneConfig, each: int = 4) -> Tensor:
     """Crops of the clean photographs that are never trained on, (N, 3, crop, crop) in [0, 1]."""
-    photographs = split(clean_photographs(config.data))[1]
+    photographs = split(clean_photographs(config.data, config.clean))[1]
     return Crops(photographs, config.crop, each, np.random.default_rng(config.seed)).images.float() / 255
 
 
 @torch.no_grad()
-def opinions_of_whole_pictures(model: Tiny, config: FinetuneConfig, part: int) -> tuple[np.ndarray, np.ndarray]:
-    """Margins and MOS of the scored photographs of one part of the split (0 training, 1 held out)."""
-    photographs = split(scored_photographs(config.data))[part]
+def margins_of_whole_pictures(model: nn.Module, photographs: list[Photograph], size: int = 0) -> np.ndarray:
+    """Margins (N,) of pictures of any size, larger ones reduced to a short side of `size` px first; 0 for never."""
     device, margins = model.margin_mean.device, []
     for photograph in photographs:
-        picture = (to_tensor(read(photograph.path))[None].to(device) / 255).contiguous(
-            memory_format=torch.channels_last
-        )
+        picture = to_tensor(read(photograph.path))[None].to(device) / 255
+        if size:
+            picture = resize_short_side(picture, size, enlarge=False)
         with torch.autocast(device.type, torch.bfloat16):
-            margins.append(model.margin(picture).item())
-    return np.array(margins), np.array([p.mos for p in photographs])
+            margins.append(model.margin(picture.contiguous(memory_format=torch.channels_last)).item())
+    return np.array(margins)
+
+
+def agreement(model: nn.Module, photographs: list[Photograph], size: int = 0) -> dict[str, float]:
+    """`srcc` and `plcc` of the margins of whole pictures with people's scores; see `margins_of_whole_pictures`."""
+    margins, mos = margins_of_whole_pictures(model, photographs, size), [p.mos for p in photographs]
+    return {"srcc": float(spearmanr(margins, mos)[0]), "plcc": float(pearsonr(margins, mos)[0])}
 
 
 @torch.no_grad()
@@ -48,31 +54,40 @@ def calibrate(model: Tiny, config: FinetuneConfig) -> None:
     raw = torch.cat([model.raw(x) for x in crops.split(32)])
     model.margin_mean.copy_(raw.mean())
     model.margin_std.copy_(raw.std())
-    margins, mos = opinions_of_whole_pictures(model, config, 0)
+    photographs = scored_parts(config.data, config.dataset, config.root)[0]
+    margins, mos = margins_of_whole_pictures(model, photographs), np.array([p.mos for p in photographs])
     (scale, shift), _ = curve_fit(lambda x, a, b: 1 / (1 + np.exp(-a * x - b)), margins, mos / 100, p0=(0.5, 0.5))
     model.score_scale.fill_(float(scale))
     model.score_shift.fill_(float(shift))
 
 
 @torch.no_grad()
-def measure(model: Tiny, config: FinetuneConfig) -> dict[str, float]:
-    """How good the model is on pictures that it never trained on.
+def measure(model: nn.Module, config: FinetuneConfig) -> dict[str, float]:
+    """How good a model is on pictures that it never trained on.
 
     Returns:
         `srcc`, `plcc`: rank and linear correlation of the margin with MOS over the held-out scored photographs.
         `ladders`, `worst_ladder`: share of the steps from one level to the next, of all ladders and of the worst one,
         at which the margin falls, over crops of the held-out clean photographs; the first step is from the clean crop.
+        What the data has no pictures for is left out.
     """
-    margins, mos = opinions_of_whole_pictures(model, config, 1)
-    figures = {"srcc": spearmanr(margins, mos)[0], "plcc": pearsonr(margins, mos)[0]}
-    crops, falls = held_out_crops(config, 1), []
-    generator = torch.Generator().manual_seed(config.seed)
+    figures = {}
+    if config.dataset or (config.data / "live-challenge").is_dir():
+        held_out = scored_parts(config.data, config.dataset, config.root)[2]
+        figures |= agreement(model, held_out, config.validation_size)
+    if config.clean or (config.data / "pristine").is_dir():
+        figures |= ladder_steps(model, held_out_crops(config, 1), config.seed)
+    return figures
+
+
+@torch.no_grad()
+def ladder_steps(model: nn.Module, crops: Tensor, seed: int) -> dict[str, float]:
+    """`ladders` and `worst_ladder`, as in `measure`, over clean crops (N, 3, s, s)."""
+    generator, falls = torch.Generator().manual_seed(seed), []
     for kind in batches.LADDER_KINDS:
         levels = [crops] + [
             distortions.distort(crops, kind, torch.full((len(crops),), float(level)), generator) for level in range(5)
         ]
         scores = torch.stack([model.margin(x.to(model.margin_mean.device)) for x in levels])
         falls.append((scores.diff(dim=0) < 0).float().mean().item())
-    figures["ladders"] = float(np.mean(falls))
-    figures["worst_ladder"] = float(np.min(falls))
-    return {key: float(value) for key, value in figures.items()}
+    return {"ladders": float(np.mean(falls)), "worst_ladder": float(np.min(falls))}

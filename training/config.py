@@ -1,48 +1,156 @@
-"""Settings of a training run, and their command-line flags."""
+"""Settings of a training run: a JSON or TOML file, and flags that go before it."""
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
-from dataclasses import dataclass
+import json
+from dataclasses import dataclass, field
+from difflib import get_close_matches
 from pathlib import Path
-from typing import Annotated, get_args, get_type_hints
+from types import UnionType
+from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
+
+MODELS = ("tiny", "qualiclip", "bpclip", "bpclip-mini")
+CHOICES = {"model": MODELS, "mixed_precision": ("no", "bf16", "fp16"), "tracker": ("", "tensorboard", "wandb")}
 
 
 @dataclass(frozen=True)
 class FinetuneConfig:
-    """One fine-tuning run. Each default is written here and nowhere else; the second part of a type is its help."""
+    """One fine-tuning run. Each default is written here and nowhere else; the second part of a type is its help.
 
+    The defaults are those of `tiny`; recipes/configs/ has a file for each of the others.
+    """
+
+    model: Annotated[str, f"what to train: {', '.join(MODELS)}"] = "tiny"
+    options: Annotated[dict, "of create_model, json; its config as a dict"] = field(default_factory=dict)
     data: Annotated[Path, "folder with pristine/ and live-challenge/"] = Path("data")
+    clean: Annotated[Path | None, "folder of clean photographs in place of pristine/images"] = None
+    dataset: Annotated[str, "scored pictures in place of live-challenge: a name as `iqguide evaluate` takes"] = ""
+    root: Annotated[Path | None, "folder of that data set"] = None
     out: Annotated[Path, "where checkpoints and the result go"] = Path("runs/tiny")
-    init: Annotated[Path | None, "start from this safetensors file instead of random weights"] = None
+    init: Annotated[Path | None, "start from this file ('default': the model's own weights), not from random ones"] = (
+        None
+    )
+    freeze: Annotated[tuple[str, ...], "parameters that stay: beginnings of their names"] = ()
+    lr_factors: Annotated[dict, "learning rate by the beginning of a parameter's name, as a factor of lr; json"] = (
+        field(default_factory=dict)
+    )
     teacher: Annotated[Path | None, "SqueezeNet 1.0 state dict that labels crops; without it people's scores alone"] = (
         None
     )
     denoised: Annotated[Path | None, "cache of denoised predictions made by recipes/demo_generator/denoised.py"] = None
     steps: Annotated[int, "optimiser steps"] = 2000
+    accumulate: Annotated[int, "batches per optimiser step"] = 1
     seed: Annotated[int, "of everything random"] = 0
     lr: Annotated[float, "highest learning rate; warms up, then falls along a cosine"] = 2e-3
+    warmup: Annotated[int, "steps until the highest learning rate"] = 100
+    last_lr: Annotated[float, "share of the learning rate that is left at the end"] = 0.02
     weight_decay: Annotated[float, "of AdamW"] = 0.02
-    ladders: Annotated[int, "photographs a step that are degraded step by step"] = 6
+    beta2: Annotated[float, "of AdamW"] = 0.99
+    clip: Annotated[float, "longest gradient"] = 2.0
+    ema: Annotated[float, "decay of the running average of the weights, which is the result; 0 for none"] = 0.998
+    mixed_precision: Annotated[str, "no, bf16 or fp16"] = "bf16"
+    gradient_checkpointing: Annotated[bool, "compute activations twice instead of keeping them"] = False
+    workers: Annotated[int, "processes that make batches, besides the one that trains"] = 0
+    tracker: Annotated[str, "tensorboard or wandb, through accelerate"] = ""
+    ladders: Annotated[int, "photographs a batch and process that are degraded step by step"] = 6
     rungs: Annotated[int, "crops per ladder, the clean one included"] = 4
     crop: Annotated[int, "side of the ladder crops, px"] = 128
-    opinions: Annotated[int, "human-scored crops a step"] = 8
+    cut: Annotated[int, "crops of each clean photograph that are cut ahead; 0 reads the photograph at every draw"] = 20
+    opinions: Annotated[int, "human-scored crops a batch and process"] = 8
     opinion_crop: Annotated[int, "side of the human-scored crops, px"] = 224
-    aligned: Annotated[int, "pictures a step whose gradient must point back to the clean picture"] = 4
+    aligned: Annotated[int, "pictures a batch and process whose gradient must point back to the clean picture"] = 4
     ranking_weight: Annotated[float, "of the ranking of each ladder"] = 1.0
     severity_weight: Annotated[float, "of the regression on how severe the degradation is"] = 0.3
     opinion_weight: Annotated[float, "of the human scores"] = 1.0
+    squared_weight: Annotated[float, "of the squared error of the human scores, on a scale from 0 to 1"] = 0.0
+    prompt_weight: Annotated[float, "of the three ranking losses of QualiCLIP"] = 0.0
+    levels: Annotated[int, "L of these losses: levels of each photograph's degradation"] = 5
+    consistency_margin: Annotated[float, "similarities of two crops may differ so much"] = 2.5e-3
+    rank_margin: Annotated[float, "similarities of two levels shall differ so much"] = 6.75e-2
     alignment_weight: Annotated[float, "of the direction of the gradient"] = 1.0
     penalty_weight: Annotated[float, "of the input-gradient penalty"] = 0.02
     attack_weight: Annotated[float, "of what a climb up the gradient gains without restoring the picture"] = 1.0
     attack_step: Annotated[float, "RMS of the longest climb, pictures in [0, 1]"] = 0.06
     denoised_weight: Annotated[float, "of the ranking of denoised predictions"] = 1.0
     checkpoint_every: Annotated[int, "steps between checkpoints"] = 500
+    validation: Annotated[float, "share of the scored pictures that choose the best checkpoint; 0: the last one"] = 0.0
+    validation_size: Annotated[int, "short side to which these are reduced, px; 0 for never"] = 512
+
+    def __post_init__(self) -> None:
+        for name, choices in CHOICES.items():
+            if getattr(self, name) not in choices:
+                known = ", ".join(repr(choice) for choice in choices)
+                raise ValueError(f"{name} is {getattr(self, name)!r}; expected one of {known}.")
+        for name in ("steps", "accumulate", "checkpoint_every"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; expected 1 or more.")
+        if bool(self.dataset) != bool(self.root):
+            raise ValueError("dataset and root belong together; give both or none.")
+        if self.prompt_weight and self.model != "qualiclip":
+            raise ValueError(f"prompt_weight is {self.prompt_weight} and {self.model} has no prompts; set it to 0.")
+
+    @property
+    def second_order(self) -> bool:
+        """Whether the gradient in the pictures is differentiated once more."""
+        return self.alignment_weight > 0 or self.penalty_weight > 0
+
+
+HINTS = {name: get_args(hint) for name, hint in get_type_hints(FinetuneConfig, include_extras=True).items()}
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """The settings in a JSON or TOML file, or those of the run that wrote a `run.json`.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it cannot be read, has a key that is no setting, or a value of a wrong type.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no config {path}.")
+    try:
+        values = _toml(path) if path.suffix == ".toml" else json.loads(path.read_text("utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} cannot be read ({error}); expected JSON or TOML.") from error
+    values = values.get("config", values)  # run.json
+    for key, value in values.items():
+        if key not in HINTS:
+            close = get_close_matches(key, HINTS, n=1)
+            raise ValueError(f"{path} has an unknown key {key!r}{f'; did you mean {close[0]!r}?' if close else '.'}")
+        values[key] = _typed(key, value, path)
+    return values
+
+
+def _toml(path: Path) -> dict[str, Any]:
+    try:
+        import tomllib
+    except ImportError as error:
+        raise ValueError("TOML needs Python 3.11 or newer") from error
+    return tomllib.loads(path.read_text("utf-8"))
+
+
+def _kind(name: str) -> tuple[type, bool]:
+    """The type of a setting, and whether it may be None."""
+    kind = HINTS[name][0]
+    if get_origin(kind) in (Union, UnionType):
+        return get_args(kind)[0], True
+    return get_origin(kind) or kind, False
+
+
+def _typed(name: str, value: Any, source: object) -> Any:
+    """A value of a file as the setting has it."""
+    kind, optional = _kind(name)
+    if value is None and optional:
+        return None
+    accepted = {Path: str, float: (int, float), tuple: list}.get(kind, kind)
+    if not isinstance(value, accepted) or (kind is not bool and isinstance(value, bool)):
+        raise ValueError(f"{name} in {source} is {value!r}; expected {kind.__name__}.")
+    return kind(value)
 
 
 def parse_config(arguments: list[str] | None = None) -> tuple[FinetuneConfig, bool]:
-    """Read the command line; every field of `FinetuneConfig` is a flag.
+    """Read the command line; every field of `FinetuneConfig` is a flag, which goes before the file of `--config`.
 
     Args:
         arguments: what to read; None for the process' own.
@@ -51,13 +159,31 @@ def parse_config(arguments: list[str] | None = None) -> tuple[FinetuneConfig, bo
         The settings, and whether to resume from the last checkpoint in `out`.
     """
     parser = argparse.ArgumentParser(prog="accelerate launch -m iqguide.training.finetune")
-    hints = get_type_hints(FinetuneConfig, include_extras=True)
-    for item in dataclasses.fields(FinetuneConfig):
-        kind, text = get_args(hints[item.name])
-        kind = (get_args(kind) or (kind,))[0]  # `Path | None` is read as a Path
-        flag = f"--{item.name.replace('_', '-')}"
-        parser.add_argument(flag, type=kind, default=item.default, help=f"{text} (%(default)s)")
+    parser.add_argument("--config", type=Path, help="JSON or TOML file of settings, or a run.json to run again")
+    defaults = FinetuneConfig()
+    for name in HINTS:
+        kind, text = _kind(name)[0], HINTS[name][1]
+        reading: dict[str, Any] = {"type": {dict: json.loads}.get(kind, kind)}
+        if kind is bool:
+            reading = {"action": argparse.BooleanOptionalAction}
+        elif kind is tuple:
+            reading = {"type": str, "nargs": "*"}
+        shown = str(getattr(defaults, name)).replace("%", "%%")
+        flag = f"--{name.replace('_', '-')}"
+        parser.add_argument(flag, **reading, default=argparse.SUPPRESS, help=f"{text} ({shown})")
     parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint in --out")
-    values = vars(parser.parse_args(arguments))
-    resume = values.pop("resume")
-    return FinetuneConfig(**values), resume
+    given = vars(parser.parse_args(arguments))
+    resume, path = given.pop("resume"), given.pop("config")
+    if "freeze" in given:
+        given["freeze"] = tuple(given["freeze"])
+    try:
+        return FinetuneConfig(**((read_config(path) if path else {}) | given)), resume
+    except (ValueError, FileNotFoundError) as error:
+        parser.error(str(error))
+
+
+def jsonable(config: FinetuneConfig) -> dict[str, Any]:
+    """The settings as `run.json` holds them; `read_config` reads them back."""
+    return {
+        name: str(value) if isinstance(value, Path) else value for name, value in dataclasses.asdict(config).items()
+    }

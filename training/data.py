@@ -6,7 +6,6 @@ columns `image` and `mos`, 0 to 100, higher is better; others are ignored).
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from ..images import IMAGE_SUFFIXES
+from .datasets import load_dataset, official_split, seeded_splits
 
 HELD_OUT = 5  # one picture group in five is never trained on
 
@@ -31,13 +31,13 @@ class Photograph:
     """Mean opinion score, 0 to 100, higher is better; None for clean photographs without one."""
 
 
-def clean_photographs(data: Path) -> list[Photograph]:
-    """The clean photographs of a data folder, in name order.
+def clean_photographs(data: Path, folder: Path | None = None) -> list[Photograph]:
+    """The clean photographs of a data folder, or of another folder, in name order.
 
     Raises:
         FileNotFoundError: there are none.
     """
-    folder = data / "pristine" / "images"
+    folder = folder or data / "pristine" / "images"
     found = [Photograph(path) for path in sorted(folder.glob("*")) if path.suffix.lower() in IMAGE_SUFFIXES]
     if not found:
         raise FileNotFoundError(f"no pictures in {folder}; expected clean photographs there: see docs/training.md.")
@@ -48,23 +48,65 @@ def scored_photographs(data: Path) -> list[Photograph]:
     """The human-scored photographs of a data folder, in the order of their list.
 
     Raises:
-        FileNotFoundError: there is no list.
+        FileNotFoundError: there is no list, or pictures are missing.
+        ValueError: a picture comes twice, or the scores are no numbers from 0 to 100, or all equal.
     """
-    folder = data / "live-challenge"
-    with (folder / "mos.csv").open(newline="") as file:
-        return [Photograph(folder / "images" / row["image"], float(row["mos"])) for row in csv.DictReader(file)]
+    return [Photograph(s.image, s.mos) for s in load_dataset("csv", data / "live-challenge" / "mos.csv", (0, 100))]
 
 
-def split(photographs: list[Photograph], seed: int = 0) -> tuple[list[Photograph], list[Photograph]]:
+def scored_parts(
+    data: Path, dataset: str = "", root: Path | None = None, validation: float = 0.0
+) -> tuple[list[Photograph], list[Photograph], list[Photograph]]:
+    """Human-scored photographs to learn from, to choose the best checkpoint by, and held out.
+
+    Args:
+        data: a data folder, whose own are split as in `split`.
+        dataset: a data set instead, as `load_dataset` names it: held out is its official test part, else that of the
+            first seeded split.
+        root: its folder.
+        validation: share of the groups that are not held out which choose the best checkpoint. A data set's official
+            validation part goes before it.
+
+    Raises:
+        FileNotFoundError: as `load_dataset`.
+        ValueError: as `load_dataset`, or fewer than five pictures to choose by.
+    """
+    if not dataset:
+        kept, held_out = split(scored_photographs(data))
+        learnt, chosen_by = split(kept, 1, validation)
+    else:
+        samples = load_dataset(dataset, root)
+        official = any(sample.part == "test" for sample in samples)
+        train, test = official_split(samples) if official else seeded_splits(samples, 1)[0]
+        aside = [n for n in train if samples[n].part == "validation"]
+        if not aside:
+            rest = [samples[n] for n in train]
+            aside = train[seeded_splits(rest, 1, validation)[0][1]].tolist() if validation else []
+        parts = ([n for n in train if n not in set(aside)], aside if validation else [], test)
+        learnt, chosen_by, held_out = (
+            [Photograph(samples[n].image, 100 * samples[n].opinion) for n in part] for part in parts
+        )
+    if validation and len(chosen_by) < 5:
+        raise ValueError(
+            f"a validation share of {validation:g} is {len(chosen_by)} pictures; expected five or more: "
+            "give more pictures, a larger share, or 0 to keep the last checkpoint."
+        )
+    return learnt, chosen_by, held_out
+
+
+def split(
+    photographs: list[Photograph], seed: int = 0, share: float = 1 / HELD_OUT
+) -> tuple[list[Photograph], list[Photograph]]:
     """Training and held-out pictures, one group in `HELD_OUT`; near-identical pictures are one group.
 
     Args:
         photographs: at least `HELD_OUT` groups of them, or none is held out.
         seed: decides which groups are held out.
+        share: of the groups that is held out.
     """
     group = alike_groups([photograph.path for photograph in photographs])
     names = np.unique(group)
-    held = np.random.default_rng(seed).permutation(names)[: len(names) // HELD_OUT]
+    held = np.random.default_rng(seed).permutation(names)[: int(share * len(names) + 1e-9)]
     out = np.isin(group, held)
     kept, aside = ([p for p, o in zip(photographs, out, strict=True) if o == side] for side in (False, True))
     return kept, aside
@@ -78,7 +120,7 @@ def alike_groups(paths: Sequence[Path]) -> np.ndarray:
     """
     thumbnails = []
     for path in paths:
-        grey = Image.open(path).convert("L").resize((16, 16), Image.Resampling.BOX)
+        grey = opened(path).convert("L").resize((16, 16), Image.Resampling.BOX)
         values = np.asarray(grey, dtype=np.float64).ravel()
         thumbnails.append((values - values.mean()) / (values.std() + 1e-6))
     alike = np.stack(thumbnails) @ np.stack(thumbnails).T / 256 > 0.95
@@ -89,9 +131,26 @@ def alike_groups(paths: Sequence[Path]) -> np.ndarray:
     return group
 
 
+def opened(path: Path) -> Image.Image:
+    """A picture as it is in its file, decoded.
+
+    Raises:
+        ValueError: the file is no picture, or not whole.
+    """
+    try:
+        with path.open("rb") as file:
+            picture = Image.open(file)
+            picture.load()
+    except FileNotFoundError:
+        raise
+    except (OSError, SyntaxError) as error:  # what Pillow raises for files that are damaged or cut off
+        raise ValueError(f"{path} cannot be read as a picture ({error}); get it again.") from error
+    return picture
+
+
 def read(path: Path) -> Image.Image:
-    """A picture as RGB, its EXIF orientation applied."""
-    return ImageOps.exif_transpose(Image.open(path)).convert("RGB")
+    """A picture as RGB, its EXIF orientation applied; raises as `opened`."""
+    return ImageOps.exif_transpose(opened(path)).convert("RGB")
 
 
 def to_tensor(picture: Image.Image) -> Tensor:

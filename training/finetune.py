@@ -1,284 +1,332 @@
-r"""Fine-tune a quality model from photographs.
+r"""Fine-tune a quality model from photographs: `tiny`, QualiCLIP or BPCLIP, in one loop.
 
-    accelerate launch -m iqguide.training.finetune --data DATA --teacher squeezenet.pt --out runs/tiny
+    accelerate launch -m iqguide.training.finetune --config recipes/configs/qualiclip.toml --data DATA --out runs/mine
     accelerate launch -m iqguide.training.finetune --data DATA --out runs/tiny-guidance \
         --init runs/tiny/tiny.safetensors --denoised denoised.pt --steps 1500 --lr 5e-4
 
-Every step sees ladders of degraded crops (ranking, after QualiCLIP), human-scored crops (regression), degraded
-pictures whose gradient must point back to the clean one, and, when a cache is given, denoised predictions of a
-diffusion model at many noise levels. The averaged weights are calibrated on held-out pictures and written to
-OUT/tiny.safetensors with the settings in OUT/run.json. `--resume` goes on from OUT/checkpoint.pt as if the run had
-never stopped: what a step draws depends on the seed, the process and the step alone.
+The config says which of these a step sees: ladders of degraded crops (ranking; for QualiCLIP its three ranking losses),
+human-scored crops (regression), degraded pictures whose gradient must point back to the clean one and must not be
+climbed for nothing, and, when a cache is given, denoised predictions of a diffusion model at many noise levels.
+
+OUT holds the result as safetensors, run.json (settings and figures; `--config OUT/run.json` runs it again) and the last
+checkpoint. `--resume` goes on from it as if the run had never stopped: what a step draws depends on the seed, the step
+and the place in the batch alone, so neither does it matter how many processes share a batch.
 """
 
 from __future__ import annotations
 
 import copy
-import dataclasses
 import json
 import math
 import os
+import shutil
+from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
 from accelerate import Accelerator
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from ..models.tiny import Tiny
-from . import batches, objectives
-from .batches import Crops, Opinions
-from .calibrate import calibrate, measure
-from .config import FinetuneConfig, parse_config
-from .data import clean_photographs, scored_photographs, split
+from ..models.create import create_model
+from ..models.save import save_model
+from ..models.save import save_tiny as save  # noqa: F401 - the other trainings of `tiny` take it from here
+from ..models.weights import WeightsError
+from . import calibrate, learners, objectives
+from .batches import ladders
+from .config import FinetuneConfig, jsonable, parse_config
+from .learners import Judge
+from .material import CENTRE, Batches, Material, draws, gather, numbers
 
 
-@dataclasses.dataclass(frozen=True)
-class Material:
-    """What a run trains on."""
-
-    crops: Crops
-    """Clean crops, to be degraded."""
-    opinions: Opinions
-    """Human-scored crops."""
-    denoised: dict[str, Tensor] | None
-    """`degraded` and `clean` predictions (N, 3, s, s) uint8 and the `severity` (N,) of the degradation."""
-
-
-class RawScore(nn.Module):
-    """Tiny's raw output as the forward pass, so that wrappers for several processes see it."""
-
-    def __init__(self, model: Tiny) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, images: Tensor) -> Tensor:
-        """(N, 3, H, W) in [0, 1] -> (N,) float32."""
-        return self.model.raw(images)
-
-
-@dataclasses.dataclass
+@dataclass
 class State:
-    """What a checkpoint holds."""
+    """What a checkpoint holds, besides what accelerate keeps by itself (model, optimiser, scaler, random states)."""
 
     model: nn.Module
-    """The `RawScore` that is trained, as accelerate wrapped it."""
-    average: RawScore
-    """Running average of its weights and statistics: the result."""
+    """The `Judge` that is trained, as accelerate wrapped it."""
+    average: Judge
+    """Running average of its weights: the result. The model itself where there is no average."""
     optimiser: torch.optim.Optimizer
     step: int = 0
     """Steps done."""
+    best: float = -math.inf
+    """Highest SRCC on the validation part so far."""
+    best_step: int = 0
+    """Where that was."""
 
+    def state_dict(self) -> dict[str, object]:
+        """For accelerate."""
+        return {
+            "average": self.average.state_dict(),
+            "step": self.step,
+            "best": self.best,
+            "best_step": self.best_step,
+        }
 
-def gather(config: FinetuneConfig) -> Material:
-    """Cut the crops and label them; deterministic for a seed.
-
-    Raises:
-        FileNotFoundError: the data folder lacks pictures or scores.
-        ValueError: the denoised predictions are not as large as the crops that they are mixed with.
-    """
-    rng = np.random.default_rng(config.seed)
-    denoised = torch.load(config.denoised, weights_only=True) if config.denoised else None
-    if denoised is not None and denoised["clean"].shape[-1] != config.crop:
-        side = denoised["clean"].shape[-1]
-        raise ValueError(f"the pictures in {config.denoised} are {side} px; expected {config.crop}: use --crop {side}.")
-    crops = Crops(split(clean_photographs(config.data))[0], config.crop + 16, 20, rng)
-    scored = split(scored_photographs(config.data))[0]
-    return Material(crops, batches.opinions(scored, config.teacher, config.opinion_crop, rng), denoised)
-
-
-def draws(config: FinetuneConfig, process: int, step: int) -> tuple[np.random.Generator, torch.Generator]:
-    """The random generators of one step of one process."""
-    rng = np.random.default_rng([config.seed, process, step])
-    return rng, torch.Generator().manual_seed(int(rng.integers(2**62)))
-
-
-def losses(
-    model: nn.Module,
-    material: Material,
-    config: FinetuneConfig,
-    rng: np.random.Generator,
-    generator: torch.Generator,
-) -> dict[str, Tensor]:
-    """Every objective, weighted, on one fresh batch."""
-    device = next(model.parameters()).device
-
-    def score(images: Tensor) -> Tensor:
-        with torch.autocast(device.type, torch.bfloat16):
-            return model(images.to(device).contiguous(memory_format=torch.channels_last)).float()
-
-    images, severities = batches.ladders(material.crops, config.ladders, config.rungs, config.crop, rng, generator)
-    opinion_images, labels = material.opinions.batch(config.opinions, rng)
-    rungs, severities = score(images).view(severities.shape), severities.to(device)
-    scored, labels = score(opinion_images), labels.to(device)
-    found = {
-        "ranking": config.ranking_weight * objectives.ladder_ranking(rungs, severities),
-        "severity": config.severity_weight * F.smooth_l1_loss(rungs, -severities),
-        "opinion": config.opinion_weight * (F.smooth_l1_loss(scored, labels) + objectives.correlation(scored, labels)),
-    }
-    degraded, clean, severity = batches.pairs(material.crops, config.aligned, config.crop, rng, generator)
-    if material.denoised is not None:
-        picks = torch.from_numpy(rng.integers(0, len(material.denoised["severity"]), 2 * config.aligned))
-        worse, better = (material.denoised[key][picks].float() / 255 for key in ("degraded", "clean"))
-        cost = material.denoised["severity"][picks]
-        both = score(torch.cat([better, worse])).view(2, -1).T
-        rows = torch.stack([torch.zeros(len(picks)), cost]).T.to(device)
-        found["denoised"] = config.denoised_weight * objectives.ladder_ranking(both, rows)
-        half = config.aligned // 2
-        degraded, clean, severity = (
-            torch.cat([a[:half], b[:half]]) for a, b in ((degraded, worse), (clean, better), (severity, cost))
-        )
-    degraded, clean, severity = degraded.to(device), clean.to(device), severity.to(device)
-    # no autocast: this is the gradient that guidance will see
-    misalignment, energy, gradient = objectives.restoration(model, degraded, clean)
-    found["alignment"] = config.alignment_weight * misalignment.mean()
-    found["penalty"] = config.penalty_weight * (energy * degraded[0].numel()).mean()
-    steps = torch.rand(len(degraded), generator=generator).to(device) * config.attack_step
-    climbed = objectives.climb(degraded, gradient.detach(), steps)
-    after, before = score(torch.cat([climbed, degraded])).chunk(2)
-    claims = objectives.overclaim(after - before, degraded, climbed, clean, severity)
-    found["attack"] = config.attack_weight * claims.mean()
-    return found
-
-
-def learning_rate(config: FinetuneConfig, step: int) -> float:
-    """Linear warm-up over 100 steps, then a cosine down to a fiftieth."""
-    return config.lr * min(1.0, (step + 1) / 100) * (0.02 + 0.98 * (1 + math.cos(math.pi * step / config.steps)) / 2)
-
-
-@torch.no_grad()
-def follow(average: nn.Module, model: nn.Module, step: int) -> None:
-    """Move the averaged weights and statistics towards the model's, in place; faster in the first steps."""
-    decay = min(0.998, (1 + step) / (10 + step))
-    for a, b in zip(average.state_dict().values(), model.state_dict().values(), strict=True):
-        a.lerp_(b, 1 - decay) if a.is_floating_point() else a.copy_(b)
+    def load_state_dict(self, saved: dict[str, object]) -> None:
+        """For accelerate."""
+        self.average.load_state_dict(saved["average"])
+        self.step, self.best, self.best_step = saved["step"], saved["best"], saved["best_step"]
 
 
 def start(config: FinetuneConfig, accelerator: Accelerator) -> State:
     """A model with random weights, or those of `config.init`, and all that training it needs."""
     torch.manual_seed(config.seed)
-    # Evaluation mode throughout: batches of ladders, opinions and predictions differ so much from each other that a
-    # model trained on each batch's own statistics is another one than the one used with the running statistics.
-    model = RawScore(Tiny()).to(memory_format=torch.channels_last).eval()
-    if config.init:
-        model.model.load_state_dict(load_file(config.init), strict=False)  # files leave the batch counters out
-    average = copy.deepcopy(model).eval().requires_grad_(False).to(accelerator.device)
-    optimiser = torch.optim.AdamW(model.parameters(), config.lr, betas=(0.9, 0.99), weight_decay=config.weight_decay)
-    model, optimiser = accelerator.prepare(model, optimiser)
-    return State(model, average, optimiser)
+    judge = learners.make(config)
+    average = copy.deepcopy(judge).requires_grad_(False).to(accelerator.device) if config.ema else judge
+    if config.gradient_checkpointing:
+        learners.checkpoint_activations(judge)
+    optimiser = torch.optim.AdamW(
+        learners.groups(judge, config), config.lr, betas=(0.9, config.beta2), weight_decay=config.weight_decay
+    )
+    model, optimiser = accelerator.prepare(judge, optimiser)
+    state = State(model, average, optimiser)
+    accelerator.register_for_checkpointing(state)
+    return state
 
 
 @torch.no_grad()
 def centre(state: State, material: Material, config: FinetuneConfig, accelerator: Accelerator) -> None:
-    """Standardise the head's inputs on the first steps' ladders; equal in every process."""
-    model = accelerator.unwrap_model(state.model).model
-    pooled = []
-    for step in range(12):
-        rng, generator = draws(config, 0, step)
-        images, _ = batches.ladders(material.crops, config.ladders, config.rungs, config.crop, rng, generator)
+    """Standardise the inputs of the head of `tiny` on ladders; equal in every process."""
+    model, pooled = accelerator.unwrap_model(state.model).model, []
+    for number in range(64):
+        images, _ = ladders(material.crops, 1, config.rungs, config.crop, *draws(config, CENTRE, number))
         pooled.append(model.pooled(images.to(accelerator.device)))
     model.standardise(torch.cat(pooled))
     state.average.load_state_dict(accelerator.unwrap_model(state.model).state_dict())
 
 
-def train_step(state: State, material: Material, config: FinetuneConfig, accelerator: Accelerator) -> dict[str, float]:
-    """One optimiser step, in place; returns the weighted losses of this process."""
+def together(values: Tensor, accelerator: Accelerator) -> Tensor:
+    """Values (n, ...) of all processes (P n, ...), those of this one differentiable: losses of the whole batch."""
+    if accelerator.num_processes == 1:
+        return values
+    everything = accelerator.gather(values.detach().contiguous())
+    first = accelerator.process_index * len(values)
+    return torch.cat([everything[:first], values, everything[first + len(values) :]])
+
+
+def losses(
+    model: nn.Module, batch: dict[str, Tensor], config: FinetuneConfig, accelerator: Accelerator
+) -> dict[str, Tensor]:
+    """Every objective that the batch has pictures for, weighted, over the batches of all processes."""
+    batch, found = {name: value.to(accelerator.device) for name, value in batch.items()}, {}
+
+    def whole(values: Tensor) -> Tensor:
+        return together(values, accelerator)
+
+    if "ladders" in batch:
+        severities = batch["severities"]
+        rungs, severities = whole(model(batch["ladders"]).float().view(severities.shape)), whole(severities)
+        found["ranking"] = config.ranking_weight * objectives.ladder_ranking(rungs, severities)
+        found["severity"] = config.severity_weight * F.smooth_l1_loss(rungs, -severities)
+    if "scored" in batch:
+        scores, labels = whole(model(batch["scored"]).float()), whole(batch["labels"])
+        agreement = F.smooth_l1_loss(scores, labels) + objectives.correlation(scores, labels)
+        found["opinion"] = config.opinion_weight * agreement
+        found["squared"] = config.squared_weight * F.mse_loss(0.14 * scores, 0.14 * labels)  # a raw unit is 14 of 100
+    if "twins" in batch:
+        twins = batch["twins"]
+        positive, negative = (
+            whole(x.view(twins.shape[:3])) for x in model(twins.flatten(0, 2), "prompts").float().unbind(1)
+        )
+        ranked = objectives.prompt_ranking(positive, negative, config.consistency_margin, config.rank_margin)
+        found |= zip(("consistency", "positive", "negative"), (config.prompt_weight * x for x in ranked), strict=True)
+    if "worse" in batch:
+        both = model(torch.cat([batch["better"], batch["worse"]])).float().view(2, -1).T
+        costs = torch.stack([torch.zeros_like(batch["cost"]), batch["cost"]], 1)
+        found["denoised"] = config.denoised_weight * objectives.ladder_ranking(whole(both), whole(costs))
+    if "degraded" in batch:
+        found |= guidance_losses(model, batch, config, accelerator)
+    return found
+
+
+def guidance_losses(
+    model: nn.Module, batch: dict[str, Tensor], config: FinetuneConfig, accelerator: Accelerator
+) -> dict[str, Tensor]:
+    """What makes a score fit for guidance: aligned, small gradients, which are not climbed for nothing."""
+    degraded, clean, severity = batch["degraded"], batch["clean"], batch["severity"]
+    # in full precision: this is the gradient that guidance will see
+    misalignment, energy, gradient = objectives.restoration(lambda x: model(x, "exact").float(), degraded, clean)
+    climbed = objectives.climb(degraded, gradient.detach(), batch["step"])
+    after, before = model(torch.cat([climbed, degraded])).float().chunk(2)
+    claims = objectives.overclaim(after - before, degraded, climbed, clean, severity)
+    return {
+        "alignment": config.alignment_weight * together(misalignment, accelerator).mean(),
+        "penalty": config.penalty_weight * (together(energy, accelerator) * degraded[0].numel()).mean(),
+        "attack": config.attack_weight * together(claims, accelerator).mean(),
+    }
+
+
+def learning_rate(config: FinetuneConfig, step: int) -> float:
+    """Linear warm-up, then a cosine down to a share of the highest rate."""
+    cosine = (1 + math.cos(math.pi * step / config.steps)) / 2
+    return config.lr * min(1.0, (step + 1) / config.warmup) * (config.last_lr + (1 - config.last_lr) * cosine)
+
+
+@torch.no_grad()
+def follow(average: nn.Module, model: nn.Module, step: int, highest: float) -> None:
+    """Move the averaged weights and statistics towards the model's, in place; faster in the first steps."""
+    decay = min(highest, (1 + step) / (10 + step))
+    for a, b in zip(average.state_dict().values(), model.state_dict().values(), strict=True):
+        a.lerp_(b, 1 - decay) if a.is_floating_point() else a.copy_(b)
+
+
+def train_step(
+    state: State, batches: list[dict[str, Tensor]], config: FinetuneConfig, accelerator: Accelerator
+) -> dict[str, float]:
+    """One optimiser step on its batches, in place; returns the weighted losses."""
     for group in state.optimiser.param_groups:
-        group["lr"] = learning_rate(config, state.step)
-    found = losses(state.model, material, config, *draws(config, accelerator.process_index, state.step))
-    state.optimiser.zero_grad(set_to_none=True)
-    accelerator.backward(sum(found.values()))
-    accelerator.clip_grad_norm_(state.model.parameters(), 2.0)
-    state.optimiser.step()
-    follow(state.average, accelerator.unwrap_model(state.model), state.step)
+        group["lr"] = group["factor"] * learning_rate(config, state.step)
+    totals: dict[str, float] = {}
+    for batch in batches:
+        with accelerator.accumulate(state.model):
+            found = losses(state.model, batch, config, accelerator)
+            # each process differentiates its own share of the same loss, and the mean over processes is taken
+            accelerator.backward(sum(found.values()) * accelerator.num_processes)
+            if accelerator.sync_gradients:
+                accelerator.clip_grad_norm_(state.model.parameters(), config.clip)
+            state.optimiser.step()
+            state.optimiser.zero_grad(set_to_none=True)
+        for name, value in found.items():
+            totals[name] = totals.get(name, 0.0) + value.item() / len(batches)
+    if config.ema:
+        follow(state.average, accelerator.unwrap_model(state.model), state.step, config.ema)
     state.step += 1
-    return {key: value.item() for key, value in found.items()}
+    return totals
 
 
-def write_checkpoint(state: State, accelerator: Accelerator, path: Path) -> None:
-    """Everything that `read_checkpoint` needs to go on; an interrupted write leaves the former file whole."""
-    unfinished = path.with_suffix(".part")
-    torch.save(
-        {
-            "model": accelerator.unwrap_model(state.model).state_dict(),
-            "average": state.average.state_dict(),
-            "optimiser": state.optimiser.state_dict(),
-            "step": state.step,
-        },
-        unfinished,
-    )
-    os.replace(unfinished, path)
+def write_checkpoint(accelerator: Accelerator, out: Path, step: int) -> None:
+    """Write OUT/checkpoint-STEP, under its name only when it is whole, and delete the former one."""
+    whole, unfinished = out / f"checkpoint-{step:07}", out / "checkpoint.part"
+    if accelerator.is_main_process:
+        shutil.rmtree(unfinished, ignore_errors=True)
+    accelerator.wait_for_everyone()
+    accelerator.save_state(str(unfinished))
+    accelerator.wait_for_everyone()
+    if accelerator.is_main_process:
+        former = [path for path in out.glob("checkpoint-*") if path != whole]
+        shutil.rmtree(whole, ignore_errors=True)
+        os.replace(unfinished, whole)
+        for path in former:
+            shutil.rmtree(path)
 
 
-def read_checkpoint(state: State, accelerator: Accelerator, path: Path) -> None:
-    """Put the state of a checkpoint in place.
+def read_checkpoint(accelerator: Accelerator, out: Path) -> None:
+    """Put the last checkpoint in place.
 
     Raises:
         FileNotFoundError: there is none.
     """
-    if not path.is_file():
-        raise FileNotFoundError(f"there is no checkpoint {path} to resume from; start without --resume.")
-    saved = torch.load(path, map_location=accelerator.device, weights_only=True)
-    accelerator.unwrap_model(state.model).load_state_dict(saved["model"])
-    state.average.load_state_dict(saved["average"])
-    state.optimiser.load_state_dict(saved["optimiser"])
-    state.step = saved["step"]
+    found = sorted(out.glob("checkpoint-*"))
+    if not found:
+        raise FileNotFoundError(f"there is no checkpoint in {out} to resume from; start without --resume.")
+    accelerator.load_state(str(found[-1]))
 
 
-def save(model: Tiny, path: Path) -> None:
-    """Half-precision safetensors, calibration included, as `create_model("tiny", weights=path)` reads it."""
-    state = {k: v.half() if v.ndim > 1 else v.float() for k, v in model.state_dict().items() if "num_batches" not in k}
-    save_file({k: v.contiguous().cpu() for k, v in state.items()}, path, metadata={"config": "{}"})
-
-
-def report(state: State, config: FinetuneConfig) -> dict[str, float]:
-    """Write OUT/tiny.safetensors (calibrated at the end of the run) and OUT/run.json; returns the figures in it."""
-    if state.step == config.steps:
-        calibrate(state.average.model, config)
-    save(state.average.model, config.out / "tiny.safetensors")
-    figures = measure(state.average.model, config)
-    settings = {key: str(value) if isinstance(value, Path) else value for key, value in vars(config).items()}
-    record = {"config": settings, "step": state.step, "held_out": figures, "torch": torch.__version__}
-    (config.out / "run.json").write_text(json.dumps(record, indent=2) + "\n")
+def validate(state: State, material: Material, config: FinetuneConfig) -> dict[str, float]:
+    """Write the result if it is the best so far; returns the agreement on the validation part, if there is one."""
+    figures: dict[str, float] = {}
+    if material.validation:
+        figures = calibrate.agreement(state.average.model, material.validation, config.validation_size)
+        if not figures["srcc"] > state.best:  # a constant score has the SRCC NaN
+            return figures
+        state.best, state.best_step = figures["srcc"], state.step
+    save_model(state.average.model, config.out / f"{config.model}.safetensors")
     return figures
 
 
-def train(config: FinetuneConfig, resume: bool = False) -> State:
-    """Run, or with `resume` go on with, a fine-tuning; returns the last state.
+def listed(figures: dict[str, float]) -> str:
+    """Figures on one line."""
+    return ", ".join(f"{name} {value:.3f}" for name, value in figures.items())
+
+
+def report(state: State, config: FinetuneConfig) -> dict[str, float]:
+    """Calibrate and measure the best result, write it and OUT/run.json; returns the figures in it."""
+    path = config.out / f"{config.model}.safetensors"
+    model = create_model(config.model, weights=path, device=next(state.average.parameters()).device)
+    learners.finish(model, config)
+    save_model(model, path)
+    figures = calibrate.measure(model, config)
+    best = {"step": state.best_step, "srcc": state.best} if state.best_step else None
+    record = {"config": jsonable(config), "step": state.step, "validation": best, "held_out": figures}
+    (config.out / "run.json").write_text(json.dumps(record | {"torch": torch.__version__}, indent=2) + "\n")
+    return figures
+
+
+def prepare(config: FinetuneConfig, resume: bool = False) -> tuple[Accelerator, Material, State]:
+    """Everything that can go wrong before the first step.
 
     Raises:
-        FileNotFoundError: data or, with `resume`, the checkpoint are not there.
+        FileNotFoundError: data is missing, or with `resume` a checkpoint.
+        ValueError: data, a setting or the tracker is not what it should be.
+        WeightsError: the file to start from cannot be used.
     """
-    accelerator = Accelerator()
     config.out.mkdir(parents=True, exist_ok=True)
-    state, checkpoint = start(config, accelerator), config.out / "checkpoint.pt"
-    material = gather(config)
+    accelerator = Accelerator(
+        mixed_precision=config.mixed_precision,
+        gradient_accumulation_steps=config.accumulate,
+        log_with=config.tracker or None,
+        project_dir=config.out,
+    )
+    if config.tracker:
+        if not accelerator.log_with:
+            raise ValueError(f"the tracker {config.tracker} is not installed; pip install {config.tracker}.")
+        settings = {key: value for key, value in jsonable(config).items() if isinstance(value, str | int | float)}
+        accelerator.init_trackers("iqguide", settings)
+    material, state = gather(config), start(config, accelerator)
     if resume:
-        read_checkpoint(state, accelerator, checkpoint)
-    else:
+        read_checkpoint(accelerator, config.out)
+    return accelerator, material, state
+
+
+def train(config: FinetuneConfig, resume: bool = False) -> State:
+    """Run, or with `resume` go on with, a fine-tuning; returns the last state; raises as `prepare`."""
+    return run(config, *prepare(config, resume))
+
+
+def run(config: FinetuneConfig, accelerator: Accelerator, material: Material, state: State) -> State:
+    """The loop."""
+    batches = Batches(material, config, accelerator.process_index, accelerator.num_processes)
+    if state.step == 0 and config.model == "tiny" and material.crops is not None:
         centre(state, material, config, accelerator)
+    loader = iter(DataLoader(batches, None, sampler=list(numbers(config, state.step)), num_workers=config.workers))
     main_process, running = accelerator.is_main_process, {}
-    progress = tqdm(total=config.steps, initial=state.step, desc="tiny", disable=not main_process)
+    progress = tqdm(total=config.steps, initial=state.step, desc=config.model, disable=not main_process)
     while state.step < config.steps:
-        for key, value in train_step(state, material, config, accelerator).items():
+        found = train_step(state, [next(loader) for _ in range(config.accumulate)], config, accelerator)
+        for key, value in found.items():
             running[key] = 0.98 * running.get(key, value) + 0.02 * value
         progress.update()
         if state.step % 20 == 0:
             progress.set_postfix({key: f"{value:.3f}" for key, value in running.items()})
-        if main_process and (state.step % config.checkpoint_every == 0 or state.step == config.steps):
-            write_checkpoint(state, accelerator, checkpoint)
-            figures = report(state, config)
-            progress.write(f"step {state.step}: " + ", ".join(f"{key} {value:.3f}" for key, value in figures.items()))
+            accelerator.log(found | {"lr": learning_rate(config, state.step)}, state.step)
+        if state.step == config.steps or state.step % config.checkpoint_every == 0:
+            figures = validate(state, material, config) if main_process else {}
+            accelerator.log({f"validation_{key}": value for key, value in figures.items()}, state.step)
+            write_checkpoint(accelerator, config.out, state.step)
+            if main_process:
+                progress.write(
+                    f"step {state.step}: " + ", ".join(f"{k} {v:.3f}" for k, v in (figures or found).items())
+                )
     progress.close()
+    if main_process:
+        tqdm.write(f"held out: {listed(report(state, config))}")
+    accelerator.wait_for_everyone()
+    accelerator.end_training()
     return state
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Train with the settings on the command line."""
-    train(*parse_config(arguments))
+    """Train with the settings on the command line; what is wrong with data or settings is said in one sentence."""
+    config, resume = parse_config(arguments)
+    try:
+        prepared = prepare(config, resume)
+    except (ValueError, FileNotFoundError, WeightsError, ImportError) as error:
+        raise SystemExit(f"iqguide: error: {error}") from error
+    run(config, *prepared)
 
 
 if __name__ == "__main__":

@@ -104,10 +104,10 @@ def gather(model: BPCLIP, args: argparse.Namespace) -> Known:
     """Pool the maps of everything that is learnt from."""
     rng, generator = np.random.default_rng(args.seed), torch.Generator().manual_seed(args.seed)
     clean, scored = split(clean_photographs(args.data))[0], split(scored_photographs(args.data))[0]
-    few = [clean[n] for n in rng.permutation(len(clean))[: args.large]]
+    shuffled = [clean[n] for n in rng.permutation(len(clean))]
     ladders = [
         ladder_maps(model, Crops(photographs, size, 1, rng).images.float() / 255, generator)
-        for photographs, size in ((clean, args.crop), (few, args.large_crop))
+        for photographs, size in ((shuffled[: args.small], args.crop), (shuffled[: args.large], args.large_crop))
     ]
     if args.denoised:
         cache = torch.load(args.denoised, weights_only=True)
@@ -195,7 +195,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--init", type=Path, required=True, help="bpclip-mini.safetensors whose backbone can see")
     parser.add_argument("--out", type=Path, required=True, help="folder for bpclip-mini.safetensors and run.json")
     parser.add_argument("--denoised", type=Path, help="cache made by recipes/demo_generator/denoised.py")
-    parser.add_argument("--steps", type=int, default=1500, help="optimiser steps (%(default)s)")
+    parser.add_argument("--steps", type=int, default=1000, help="optimiser steps (%(default)s)")
     parser.add_argument("--ladders", type=int, default=24, help="ladders of small crops a step (%(default)s)")
     parser.add_argument("--opinions", type=int, default=16, help="human-scored crops a step (%(default)s)")
     parser.add_argument("--lr", type=float, default=1e-3, help="highest learning rate (%(default)s)")
@@ -203,8 +203,9 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--slope", type=float, default=1.0, help="ranking margin per unit of severity (%(default)s)")
     parser.add_argument("--crop", type=int, default=128, help="side of the ladder crops, px (%(default)s)")
     parser.add_argument("--large-crop", type=int, default=256, help="side of the large ladder crops, px (%(default)s)")
-    parser.add_argument("--large", type=int, default=30, help="photographs with a large crop (%(default)s)")
-    parser.add_argument("--opinion-crop", type=int, default=384, help="side of the scored crops, px (%(default)s)")
+    parser.add_argument("--small", type=int, default=110, help="photographs with a small crop (%(default)s)")
+    parser.add_argument("--large", type=int, default=8, help="photographs with a large crop (%(default)s)")
+    parser.add_argument("--opinion-crop", type=int, default=288, help="side of the scored crops, px (%(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of everything random (%(default)s)")
     args = parser.parse_args(arguments)
     torch.manual_seed(args.seed)

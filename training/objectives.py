@@ -42,6 +42,43 @@ def consistency(scores: Tensor, twins: Tensor, margin: float = 0.2) -> Tensor:
     return F.relu((scores - twins).abs() - margin).mean()
 
 
+def prompt_ranking(
+    positive: Tensor, negative: Tensor, consistency_margin: float, rank_margin: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The three ranking losses of QualiCLIP, each summed over a photograph's crops and levels, mean over photographs.
+
+    With s the similarity of crop k at level i (1 least degraded) to the positive or negative prompts,
+
+        consistency = sum_i sum_s relu(|s(i, 1) - s(i, 2)| - consistency_margin)
+        positive    = sum_k,k' sum_i<j relu(s+(j, k') - s+(i, k) + rank_margin)
+        negative    = sum_k,k' sum_i<j relu(s-(i, k) - s-(j, k') + rank_margin)
+
+    Args:
+        positive: (P, 2, L), similarities to the positive prompts, levels from weak to severe.
+        negative: (P, 2, L), to the negative ones.
+        consistency_margin: difference between the crops that costs nothing.
+        rank_margin: wanted lead of the less degraded level.
+
+    Returns:
+        The three losses.
+
+    Source:
+        Agnolucci et al. (2024), arXiv 2403.11176: that there are these three losses is published; the formulas follow
+        from its words and figure, and whether pairs of different crops (k, k') count is not verified.
+    """
+    both = torch.stack([positive, negative])
+    consistent = F.relu((both[:, :, 0] - both[:, :, 1]).abs() - consistency_margin).sum((0, 2))
+    weak, severe = torch.triu_indices(positive.shape[2], positive.shape[2], 1, device=positive.device)
+
+    def rise(similarities: Tensor) -> Tensor:
+        """From the weaker to the more severe level, over all pairs of crops: (P, 2, 2, pairs)."""
+        return similarities[:, None, :, severe] - similarities[:, :, None, weak]
+
+    falling = F.relu(rise(positive) + rank_margin).sum((1, 2, 3))
+    rising = F.relu(rank_margin - rise(negative)).sum((1, 2, 3))
+    return consistent.mean(), falling.mean(), rising.mean()
+
+
 def correlation(scores: Tensor, opinions: Tensor) -> Tensor:
     """(1 - Pearson correlation) / 2 of scores (N,) with opinions (N,): 0 for perfect agreement, 1 for the opposite."""
     a, b = scores - scores.mean(), opinions - opinions.mean()

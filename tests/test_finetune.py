@@ -1,0 +1,504 @@
+"""The one training loop: every model, what survives a kill, several processes, and what is refused before it starts."""
+
+import dataclasses
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from accelerate.state import AcceleratorState
+from made_photographs import training_folder
+from PIL import Image
+from safetensors.torch import load_file
+
+import iqguide
+from iqguide.training import batches, calibrate, data, finetune, learners, material, objectives
+from iqguide.training.config import FinetuneConfig, parse_config, read_config
+
+SMALL = {"crop": 48, "opinion_crop": 48, "ladders": 2, "rungs": 3, "opinions": 3, "aligned": 2, "cut": 2, "steps": 2}
+CLIP = {"layers": [1, 1, 1, 1], "width": 8, "head_width": 32, "embed_dim": 16, "image_size": 64}
+MINI = {"channels": [8, 8, 16, 16], "width": 16, "heads": 2, "mask_width": 8, "text_dim": 16, "head_width": 8}
+PLAIN = {"alignment_weight": 0.0, "penalty_weight": 0.0, "attack_weight": 0.0}
+CONFIGS = sorted((Path(__file__).parents[1] / "recipes" / "configs").glob("*.toml"))
+MODELS = {
+    "tiny": {},
+    "bpclip-mini": {"options": {"config": MINI}},
+    "qualiclip": {
+        "options": {"config": CLIP},
+        "prompt_weight": 1.0,
+        **dict.fromkeys(("ranking_weight", "severity_weight", "opinion_weight"), 0.0),
+    },
+}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return training_folder(tmp_path_factory.mktemp("data"), scored=17)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def on_the_cpu():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ACCELERATE_USE_CPU", "true")
+        AcceleratorState._reset_state(reset_partial_state=True)
+        yield
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+@pytest.fixture
+def config(folder, tmp_path):
+    return FinetuneConfig(data=folder, out=tmp_path, mixed_precision="no", **SMALL)
+
+
+def with_model(config, name, **more):
+    return dataclasses.replace(config, model=name, **(MODELS[name] | more))
+
+
+def one_step(config):
+    """The state after one step, and the losses."""
+    accelerator, known, state = finetune.prepare(config)
+    found = finetune.train_step(state, [material.Batches(known, config)[0]], config, accelerator)
+    return state, found
+
+
+def weights(state):
+    return {name: value.clone() for name, value in state.model.state_dict().items()}
+
+
+# --- every model ---
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_every_model_is_trained_by_the_same_loop(config, name):
+    config = with_model(config, name)
+    finetune.train(config)
+    options = {"config": learners._sizes(name, config.options["config"])} if name == "qualiclip" else {}
+    model = iqguide.create_model(name, weights=config.out / f"{name}.safetensors", **options)
+    score = model(torch.rand(2, 3, 64, 48))
+    assert score.isfinite().all()
+    figures = json.loads((config.out / "run.json").read_text())["held_out"]
+    assert figures.keys() == {"srcc", "plcc", "ladders", "worst_ladder"}
+    crops = calibrate.held_out_crops(config)
+    assert model.margin(crops).mean().item() == pytest.approx(0, abs=0.1)
+    assert model.margin(crops).std().item() == pytest.approx(1, abs=0.1)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_every_objective_reaches_the_weights(config, name):
+    """Guidance-grade fine-tuning is one option for every model: each loss alone moves the model."""
+    config = with_model(config, name)
+    accelerator, known, state = finetune.prepare(config)
+    batch = material.Batches(known, config)[0]
+    found = finetune.losses(state.model, batch, config, accelerator)
+    expected = {"alignment", "penalty", "attack"}
+    expected |= {"consistency", "positive", "negative"} if name == "qualiclip" else {"ranking", "severity", "opinion"}
+    assert expected <= found.keys()
+    for key in ("alignment", "penalty", *(expected - {"alignment", "penalty", "attack", "consistency"})):
+        gradients = torch.autograd.grad(
+            found[key], [p for p in state.model.parameters() if p.requires_grad], retain_graph=True, allow_unused=True
+        )
+        assert sum(g.abs().sum().item() for g in gradients if g is not None) > 0, key
+
+
+def test_only_the_picture_tower_of_qualiclip_learns(config):
+    config = with_model(config, "qualiclip", lr=1e-2)
+    before = learners.make(config).state_dict()
+    after = weights(one_step(config)[0])
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert changed
+    assert all(name.startswith("model.visual.") for name in changed)
+    assert "model.visual.attnpool.positional_embedding" not in changed
+
+
+def test_raw_scores_have_one_unit_for_every_model(folder):
+    images = torch.rand(3, 3, 64, 64)
+    bpclip = iqguide.create_model("bpclip-mini", weights="random")
+    torch.testing.assert_close(learners.Judge(bpclip)(images), (100 * bpclip.raw(images) - 75) / 14)
+    clip = iqguide.create_model("qualiclip", weights="random", config=learners._sizes("qualiclip", CLIP))
+    logits = clip.logits(images).mean(1)
+    torch.testing.assert_close(learners.Judge(clip)(images), (25 * logits - 25) / 14)
+    similarities = learners.Judge(clip)(images, "prompts")
+    features = torch.nn.functional.normalize(clip.prompts_features, dim=1)
+    expected = clip.features(images) @ features.T
+    torch.testing.assert_close(similarities[:, 0], expected[:, 0::2].mean(1))
+    torch.testing.assert_close(similarities[:, 1], expected[:, 1::2].mean(1))
+
+
+# --- objectives and batches ---
+
+
+def test_prompt_ranking_by_hand():
+    positive = torch.tensor([[[0.5, 0.2], [0.4, 0.3]]])  # one photograph, two crops, two levels
+    negative = torch.tensor([[[0.1, 0.3], [0.1, 0.1]]])
+    consistency, falling, rising = objectives.prompt_ranking(positive, negative, 0.05, 0.15)
+    # |.5 - .4|, |.2 - .3|, |.1 - .1|, |.3 - .1| above .05
+    assert consistency.item() == pytest.approx(0.05 + 0.05 + 0 + 0.15)
+    # s(2, k') - s(1, k) + .15 above 0: .2 - .5, .3 - .5, .2 - .4, .3 - .4
+    assert falling.item() == pytest.approx(0 + 0 + 0 + 0.05)
+    # s(1, k) - s(2, k') + .15: .1 - .3, .1 - .1, .1 - .3, .1 - .1
+    assert rising.item() == pytest.approx(0 + 0.15 + 0 + 0.15)
+    both = objectives.prompt_ranking(positive.repeat(3, 1, 1), negative.repeat(3, 1, 1), 0.05, 0.15)
+    assert [x.item() for x in both] == pytest.approx([0.25, 0.05, 0.3])  # the mean over photographs
+
+
+def test_twin_ladders_are_two_crops_at_the_same_levels(folder):
+    crops = batches.Crops(data.clean_photographs(folder), 64, 1, np.random.default_rng(0))
+    for step in range(6):
+        twins = batches.twin_ladders(crops, 48, 5, *material.draws(FinetuneConfig(), step))
+        assert twins.shape == (2, 5, 3, 48, 48)
+        assert not torch.equal(twins[0, 0], twins[0, 4])
+        again = batches.twin_ladders(crops, 48, 5, *material.draws(FinetuneConfig(), step))
+        assert torch.equal(twins, again)
+
+
+def test_crops_can_be_cut_at_every_draw(folder):
+    photographs = data.clean_photographs(folder)
+    crops = batches.Crops(photographs, 64, 0, np.random.default_rng(0))
+    assert crops.images is None
+    first, again = (crops.batch(3, np.random.default_rng(5)) for _ in range(2))
+    assert first.shape == (3, 3, 64, 64)
+    assert torch.equal(first, again)
+    assert not torch.equal(first, crops.batch(3, np.random.default_rng(6)))
+
+
+def test_samples_depend_on_their_place_in_the_whole_batch(config):
+    """Two processes with two samples each see what one with four sees."""
+    known = material.gather(config)
+    whole = material.Batches(known, dataclasses.replace(config, ladders=4, opinions=6, aligned=4))[3]
+    halves = [material.Batches(known, config, process, 2)[3] for process in range(2)]
+    assert whole.keys() == halves[0].keys()
+    for name, value in whole.items():
+        assert torch.equal(value, torch.cat([half[name] for half in halves])), name
+    assert not torch.equal(whole["ladders"], material.Batches(known, config)[4]["ladders"])
+
+
+def test_worker_processes_make_the_same_batches(config):
+    known = material.Batches(material.gather(config), config)
+    loader = torch.utils.data.DataLoader(known, None, sampler=[0, 1], num_workers=1)
+    for number, batch in enumerate(loader):
+        for name, value in batch.items():
+            assert torch.equal(value, known[number][name])
+
+
+# --- the step ---
+
+
+def test_accumulated_gradients_are_the_mean(config):
+    config = dataclasses.replace(config, ema=0.0)
+    accelerator, known, state = finetune.prepare(config)
+    batch = material.Batches(known, config)[0]
+    finetune.train_step(state, [batch], config, accelerator)
+    once = weights(state)
+    twice = dataclasses.replace(config, accumulate=2)
+    accelerator, _, state = finetune.prepare(twice)
+    finetune.train_step(state, [batch, batch], twice, accelerator)
+    for name, value in weights(state).items():
+        torch.testing.assert_close(value, once[name], rtol=1e-4, atol=1e-6)
+    other = material.Batches(known, config)[1]
+    accelerator, _, state = finetune.prepare(twice)
+    finetune.train_step(state, [batch, other], twice, accelerator)
+    assert any(not torch.allclose(value, once[name], atol=1e-5) for name, value in weights(state).items())
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_gradient_checkpointing_changes_nothing_but_memory(config, name):
+    config = with_model(config, name)
+    kept, again = (
+        weights(one_step(dataclasses.replace(config, gradient_checkpointing=flag))[0]) for flag in (False, True)
+    )
+    for key, value in kept.items():
+        torch.testing.assert_close(again[key], value, rtol=1e-4, atol=1e-6)
+
+
+def test_frozen_parts_stay_and_groups_have_their_own_rate(config):
+    config = dataclasses.replace(
+        config, freeze=("stages.0", "head.2"), lr_factors={"stages": 0.1, "stages.3": 0.0}, weight_decay=0.0, **PLAIN
+    )
+    before, after = learners.make(config).state_dict(), weights(one_step(config)[0])
+    change = {name: (after[name] - before[name]).abs().max().item() for name in before if name.endswith("weight")}
+    still = [name for name, size in change.items() if size == 0]
+    assert all(name.startswith(("model.stages.0", "model.head.2", "model.stages.3")) for name in still)
+    assert change["model.stages.0.0.weight"] == change["model.head.2.weight"] == change["model.stages.3.0.weight"] == 0
+    # AdamW's first step is as long as the rate, whatever the gradient: lr / 100 in the warm-up
+    assert change["model.head.0.weight"] == pytest.approx(config.lr / 100, rel=0.05)
+    assert change["model.stages.1.0.weight"] == pytest.approx(config.lr / 1000, rel=0.05)
+
+
+@pytest.mark.parametrize("setting", [{"freeze": ("heads",)}, {"lr_factors": {"heads": 2.0}}])
+def test_a_name_that_no_parameter_has_is_refused(config, setting):
+    with pytest.raises(ValueError, match=r"no parameter of tiny begins with 'heads'; the first is 'stages"):
+        finetune.prepare(dataclasses.replace(config, **setting))
+
+
+def test_without_an_average_the_result_is_the_model(config):
+    state = finetune.train(dataclasses.replace(config, ema=0.0))
+    trained = state.model.state_dict()
+    for name, value in load_file(config.out / "tiny.safetensors").items():
+        if name.startswith("stages"):
+            expected = trained[f"model.{name}"]
+            assert torch.equal(value, expected.half() if expected.ndim > 1 else expected), name
+
+
+def test_the_best_checkpoint_by_validation_is_the_result(config, monkeypatch):
+    scores, kept = iter((0.2, 0.9, float("nan"), 0.7)), []
+
+    def agreement(model, photographs, size):
+        assert len(photographs) == 5
+        kept.append(model.stages[0][0].weight.detach().clone())
+        return {"srcc": next(scores), "plcc": 0.0}
+
+    config = dataclasses.replace(config, steps=4, checkpoint_every=1, validation=0.4, **PLAIN)
+    monkeypatch.setattr(calibrate, "agreement", agreement)
+    monkeypatch.setattr(calibrate, "measure", lambda *given: {})
+    finetune.train(config)
+    assert json.loads((config.out / "run.json").read_text())["validation"] == {"step": 2, "srcc": 0.9}
+    assert torch.equal(load_file(config.out / "tiny.safetensors")["stages.0.0.weight"], kept[1].half())
+    assert not torch.equal(kept[1].half(), kept[3].half())
+
+
+def test_a_run_is_tracked(config, monkeypatch):
+    logged = []
+    monkeypatch.setattr(finetune.Accelerator, "log", lambda self, values, step: logged.append((step, values)))
+    finetune.train(dataclasses.replace(config, steps=20, checkpoint_every=20, ladders=1, opinions=2, **PLAIN))
+    step, values = logged[0]
+    assert step == 20
+    assert values.keys() >= {"ranking", "opinion", "lr"}
+
+
+# --- runs from the command line ---
+
+
+def launch(*flags, processes=None, cwd=None):
+    """The running command, with accelerate's launcher where several processes are asked for."""
+    command = [sys.executable, "-m"]
+    if processes:
+        command += ["accelerate.commands.launch", "--cpu", "--num_processes", str(processes), "-m"]
+    environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(
+        [*command, "iqguide.training.finetune", *(str(flag) for flag in flags)],
+        env=environment,
+        cwd=cwd,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def finished(process):
+    output = process.communicate(timeout=500)[0]
+    assert process.returncode == 0, output
+    return output
+
+
+def small_file(folder, path, **more):
+    path.write_text(json.dumps({"data": str(folder), **SMALL, **more}))
+    return path
+
+
+def test_a_killed_run_resumes_as_if_nothing_had_happened(folder, tmp_path):
+    settings = small_file(folder, tmp_path / "c.json", steps=60, checkpoint_every=2, model="tiny", **PLAIN)
+    process = launch("--config", settings, "--out", tmp_path / "killed")
+    deadline = time.monotonic() + 400
+    while not (tmp_path / "killed" / "checkpoint-0000002").exists() and time.monotonic() < deadline:
+        assert process.poll() is None, process.communicate()[0]
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    reached = max(int(path.name[-7:]) for path in (tmp_path / "killed").glob("checkpoint-*"))
+    assert 2 <= reached < 60
+    # go on for two more steps; the learning rate must not see that the end has moved, so it is the same 60
+    steps = {"data": folder, "steps": 60, "checkpoint_every": 2, "mixed_precision": "bf16"}
+    config = FinetuneConfig(**(SMALL | PLAIN | steps), out=tmp_path / "killed")
+    accelerator_free()
+    accelerator, known, state = finetune.prepare(config, resume=True)
+    assert state.step == reached
+    wanted = reached + 2
+    resumed = after_steps(config, wanted, accelerator, known, state)
+    accelerator_free()
+    fresh = dataclasses.replace(config, out=tmp_path / "straight")
+    accelerator, known, state = finetune.prepare(fresh)
+    finetune.centre(state, known, fresh, accelerator)
+    straight = after_steps(fresh, wanted, accelerator, known, state)
+    accelerator_free()
+    assert resumed.keys() == straight.keys()
+    for name, value in straight.items():
+        assert torch.equal(value, resumed[name]), name
+
+
+def accelerator_free():
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+def after_steps(config, step, accelerator, known, state):
+    made = material.Batches(known, config)
+    while state.step < step:
+        finetune.train_step(state, [made[state.step]], config, accelerator)
+    moments = {f"{i}.{k}": v for i, m in enumerate(state.optimiser.state.values()) for k, v in m.items()}
+    average = {f"average.{name}": value for name, value in state.average.state_dict().items()}
+    return weights(state) | average | moments
+
+
+def test_run_json_runs_again(config):
+    finetune.main([f"--{key.replace('_', '-')}={value}" for key, value in (SMALL | PLAIN).items()]
+                  + ["--data", str(config.data), "--out", str(config.out), "--mixed-precision", "no"])  # fmt: skip
+    again = config.out / "again"
+    finetune.main(["--config", str(config.out / "run.json"), "--out", str(again)])
+    assert (again / "tiny.safetensors").read_bytes() == (config.out / "tiny.safetensors").read_bytes()
+
+
+# --- configs ---
+
+
+def test_a_file_gives_settings_and_flags_go_before_it(tmp_path):
+    path = tmp_path / "c.json"
+    path.write_text(json.dumps({"model": "qualiclip", "lr": 1, "steps": 9, "freeze": ["visual.conv"], "init": None}))
+    config, _ = parse_config(["--config", str(path), "--steps", "11"])
+    assert config == FinetuneConfig(model="qualiclip", lr=1.0, steps=11, freeze=("visual.conv",))
+    assert isinstance(config.lr, float)
+
+
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="TOML came with Python 3.11")
+def test_toml_is_read(tmp_path):
+    path = tmp_path / "c.toml"
+    path.write_text('model = "bpclip"  # the large one\nlr = 3e-5\nfreeze = ["backbone"]\n[lr_factors]\nhead = 2.0\n')
+    values = read_config(path)
+    assert values == {"model": "bpclip", "lr": 3e-5, "freeze": ("backbone",), "lr_factors": {"head": 2.0}}
+
+
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="TOML came with Python 3.11")
+@pytest.mark.parametrize(
+    "path", sorted((Path(__file__).parents[1] / "recipes/configs").glob("*.toml")), ids=lambda p: p.stem
+)
+def test_the_configs_that_come_along_are_valid(path):
+    config, _ = parse_config(["--config", str(path)])
+    assert config.model == path.stem
+
+
+BROKEN = {
+    '{"stepz": 3}': "has an unknown key 'stepz'; did you mean 'steps'?",
+    '{"steps": "many"}': "steps in .* is 'many'; expected int",
+    '{"steps": true}': "steps in .* is True; expected int",
+    '{"steps": 3': r"cannot be read \(.*\); expected JSON or TOML",
+    '{"model": "niqe"}': "model is 'niqe'; expected one of 'tiny', 'qualiclip'",
+    '{"steps": 0}': "steps is 0; expected 1 or more",
+    '{"dataset": "spaq"}': "dataset and root belong together",
+    '{"prompt_weight": 1}': "prompt_weight is 1.0 and tiny has no prompts",
+}
+
+
+@pytest.mark.parametrize(("text", "message"), BROKEN.items())
+def test_a_bad_config_is_refused_in_one_sentence(tmp_path, capsys, text, message):
+    path = tmp_path / "c.json"
+    path.write_text(text)
+    with pytest.raises(SystemExit) as error:
+        finetune.main(["--config", str(path)])
+    assert error.value.code == 2
+    said = capsys.readouterr().err.strip().splitlines()[-1]
+    assert re.search(message, said), said
+
+
+# --- bad data, before any training time is lost ---
+
+
+def spoil_missing(folder):
+    (folder / "live-challenge/images/03.jpg").unlink()
+
+
+def spoil_twice(folder):
+    with (folder / "live-challenge/mos.csv").open("a") as file:
+        file.write("03.jpg,50,18\n")
+
+
+def spoil_constant(folder):
+    path = folder / "live-challenge/mos.csv"
+    rows = path.read_text().splitlines()
+    path.write_text("\n".join([rows[0], *(f"{row.split(',')[0]},50,18" for row in rows[1:])]) + "\n")
+
+
+def spoil_nan(folder):
+    path = folder / "live-challenge/mos.csv"
+    path.write_text(path.read_text().replace("03.jpg,42", "03.jpg,nan"))
+
+
+def spoil_picture(folder):
+    path = folder / "pristine/images/03.jpg"
+    path.write_bytes(path.read_bytes()[:2000])  # an interrupted download
+
+
+SPOILT = {
+    spoil_missing: r"1 of 17 pictures are missing \(first: .*03\.jpg\)",
+    spoil_twice: r"03\.jpg comes more than once",
+    spoil_constant: r"all 17 scores in .* are 50; nothing can be learnt",
+    spoil_nan: r"the score of 03\.jpg is nan; expected a finite number",
+    spoil_picture: r"03\.jpg cannot be read as a picture \(.*truncated.*\); get it again",
+}
+
+
+@pytest.mark.parametrize("spoil", SPOILT, ids=lambda function: function.__name__)
+def test_bad_data_is_refused_before_the_first_step(tmp_path, spoil, monkeypatch):
+    folder = training_folder(tmp_path / "data", scored=17, side=96)
+    spoil(folder)
+    monkeypatch.setattr(finetune, "train_step", lambda *given: pytest.fail("training has begun"))
+    with pytest.raises(SystemExit, match=rf"^iqguide: error: .*{SPOILT[spoil]}") as error:
+        finetune.main(["--data", str(folder), "--out", str(tmp_path / "out"), "--mixed-precision", "no"])
+    assert "\n" not in str(error.value)
+
+
+def test_half_a_file_to_start_from_is_refused(folder, tmp_path):
+    whole = (Path(iqguide.__file__).parent / "models/assets/tiny.safetensors").read_bytes()
+    (tmp_path / "half.safetensors").write_bytes(whole[: len(whole) // 2])
+    flags = [f"--{key.replace('_', '-')}={value}" for key, value in SMALL.items()]
+    flags += ["--data", str(folder), "--out", str(tmp_path), "--init", str(tmp_path / "half.safetensors")]
+    with pytest.raises(SystemExit, match=r"half\.safetensors cannot be read as weights .* damaged"):
+        finetune.main([*flags, "--mixed-precision", "no"])
+
+
+def test_too_few_pictures_to_choose_by_are_refused(config):
+    with pytest.raises(ValueError, match=r"share of 0\.1 is 1 pictures; expected five or more"):
+        finetune.prepare(dataclasses.replace(config, validation=0.1))
+
+
+def test_a_tracker_that_is_not_installed_is_named(config):
+    from accelerate.tracking import is_tensorboard_available
+
+    if is_tensorboard_available():
+        pytest.skip("tensorboard is installed")
+    with pytest.raises(ValueError, match="tracker tensorboard is not installed; pip install tensorboard"):
+        finetune.prepare(dataclasses.replace(config, tracker="tensorboard"))
+
+
+# --- one's own data ---
+
+
+def test_a_data_set_is_split_by_its_publisher(tmp_path):
+    rng = np.random.default_rng(0)
+    rows = ["image,mos,split"]
+    for number in range(20):
+        Image.fromarray(rng.integers(0, 255, (64, 64, 3), dtype=np.uint8)).save(tmp_path / f"{number}.png")
+        rows.append(f"{number}.png,{number},{'test' if number < 4 else 'validation' if number < 10 else 'train'}")
+    (tmp_path / "mos.csv").write_text("\n".join(rows) + "\n")
+
+    def names(part):
+        return [int(p.path.stem) for p in part]
+
+    learnt, chosen_by, held_out = data.scored_parts(tmp_path, "csv", tmp_path, 0.1)
+    assert names(held_out) == [0, 1, 2, 3]
+    assert names(chosen_by) == list(range(4, 10))
+    assert names(learnt) == list(range(10, 20))
+    assert learnt[0].mos == pytest.approx(100 * 10 / 19)
+    learnt, chosen_by, _ = data.scored_parts(tmp_path, "csv", tmp_path)
+    assert not chosen_by
+
+
+def test_clean_photographs_alone_train_qualiclip(folder, config, tmp_path):
+    """Opinion-unaware, as published: nobody has scored anything."""
+    config = with_model(config, "qualiclip", data=tmp_path / "nothing", clean=folder / "pristine/images", **PLAIN)
+    finetune.train(config)
+    assert json.loads((config.out / "run.json").read_text())["held_out"].keys() == {"ladders", "worst_ladder"}

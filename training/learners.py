@@ -1,0 +1,127 @@
+"""The quality models as the training loop sees them: one scale for all, what learns, and how a result is measured."""
+
+from __future__ import annotations
+
+import dataclasses
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from ..models.bpclip import FULL, MINI, BPCLIPConfig
+from ..models.clip import ClipConfig
+from ..models.create import create_model
+from . import calibrate
+from .config import FinetuneConfig
+
+NEVER_USED = ("visual.attnpool.positional_embedding",)  # part of CLIP's layout, not of what we compute
+
+
+class Judge(nn.Module):
+    """A model's raw score as the forward pass, so that wrappers for mixed precision and several processes see it.
+
+    The raw score has no bounds and the same units for every model, those of `tiny`: a clean photograph is near 0, a
+    ruined one near -4.5, and an opinion o in [0, 1] is (100 o - 75) / 14.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, images: Tensor, what: str = "raw") -> Tensor:
+        """Judge pictures.
+
+        Args:
+            images: (N, 3, H, W) in [0, 1].
+            what: "raw"; "exact", the same in full precision under autocast too; or "prompts", the mean similarity to
+                the positive and to the negative prompts.
+
+        Returns:
+            (N,) float32; (N, 2) for "prompts".
+        """
+        if what == "prompts":
+            return self.model.similarities(images).unflatten(1, (-1, 2)).mean(1).float()
+        images = images.contiguous(memory_format=torch.channels_last)
+        if what == "raw":
+            return self._raw(images)
+        with torch.autocast(images.device.type, enabled=False):
+            return self._raw(images)
+
+    def _raw(self, images: Tensor) -> Tensor:
+        if hasattr(self.model, "logits"):  # an opinion by the line that touches the sigmoid at 0, which never saturates
+            return (100 * (0.5 + self.model.logits(images).mean(1) / 4) - 75) / 14
+        raw = self.model.raw(images)
+        return (100 * raw - 75) / 14 if hasattr(self.model, "set_attention") else raw
+
+
+def make(config: FinetuneConfig) -> Judge:
+    """The model that a run starts from, in evaluation mode, with everything to be learnt asking for gradients.
+
+    Evaluation mode throughout: batches of ladders, opinions and predictions differ so much from each other that a model
+    trained on each batch's own statistics is another one than the one used with the running statistics.
+
+    Raises:
+        ValueError: a bad option, or a frozen name that no parameter has.
+        WeightsError: the file to start from is missing or damaged.
+    """
+    options = dict(config.options)
+    if "config" in options:
+        options["config"] = _sizes(config.model, options["config"])
+    if config.init is None:
+        options.setdefault("seed", config.seed)
+    model = create_model(config.model, weights=str(config.init or "random"), **options)
+    names = [name for name, _ in model.named_parameters()]
+    for start in (*config.freeze, *config.lr_factors):
+        if not any(name.startswith(start) for name in names):
+            raise ValueError(f"no parameter of {config.model} begins with {start!r}; the first is {names[0]!r}.")
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(not name.startswith((*config.freeze, *NEVER_USED)))
+    if config.second_order and hasattr(model, "set_attention"):
+        model.set_attention("math")  # the only one that can be differentiated twice
+    return Judge(model.to(memory_format=torch.channels_last))
+
+
+def _sizes(name: str, given: dict[str, Any]) -> ClipConfig | BPCLIPConfig:
+    """The sizes in a config file as the model wants them."""
+    base = {"qualiclip": ClipConfig(), "bpclip": FULL, "bpclip-mini": MINI}.get(name)
+    known = [] if base is None else [item.name for item in dataclasses.fields(base)]
+    unknown = [key for key in given if key not in known]
+    if unknown:
+        raise ValueError(f"{name} has no size {unknown[0]!r}; expected some of: {', '.join(known) or 'none'}.")
+    return dataclasses.replace(base, **{key: tuple(v) if isinstance(v, list) else v for key, v in given.items()})
+
+
+def groups(judge: Judge, config: FinetuneConfig) -> list[dict[str, Any]]:
+    """What the optimiser gets: the learning parameters by the factor of their learning rate."""
+    found: dict[float, list[nn.Parameter]] = {}
+    for name, parameter in judge.model.named_parameters():
+        if parameter.requires_grad:
+            matching = [start for start in config.lr_factors if name.startswith(start)]
+            factor = float(config.lr_factors[max(matching, key=len)]) if matching else 1.0
+            found.setdefault(factor, []).append(parameter)
+    if not found:
+        raise ValueError("every parameter is frozen; leave something to learn.")
+    return [{"params": parameters, "factor": factor} for factor, parameters in found.items()]
+
+
+def checkpoint_activations(judge: Judge) -> None:
+    """Let the stages of the network compute their activations again in the backward pass instead of keeping them."""
+    model = judge.model
+    tower = getattr(model, "visual", None) or getattr(model, "backbone", None)
+    stages = model.stages if tower is None else [tower.get_submodule(f"layer{n}") for n in range(1, 5)]
+    for stage in stages:
+        stage.forward = partial(checkpoint, stage.forward, use_reentrant=False)
+
+
+def finish(model: nn.Module, config: FinetuneConfig) -> None:
+    """Put a trained model on its scales, in place: the margin's on held-out clean crops, `tiny`'s score's on opinions.
+
+    Without clean photographs the margin keeps the scale that it has.
+    """
+    if config.model == "tiny":
+        calibrate.calibrate(model, config)
+    elif config.clean or (config.data / "pristine").is_dir():
+        crops = calibrate.held_out_crops(config).to(model.margin_mean.device)
+        model.calibrate_margin(crops.split(32))

@@ -1,0 +1,146 @@
+"""What a run of fine-tuning draws its batches from, and the batches: number n is the same whenever it is drawn."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from . import batches
+from .batches import Crops, Opinions
+from .config import FinetuneConfig
+from .data import Photograph, clean_photographs, scored_parts, split
+
+Draws = tuple[np.random.Generator, torch.Generator]
+CENTRE, LADDER, OPINION, TWINS, PAIR, PREDICTION = range(6)  # kinds of draws, which must not repeat each other
+
+
+@dataclass(frozen=True)
+class Material:
+    """What a run trains on; None where no objective asks for it."""
+
+    crops: Crops | None
+    """Clean crops, to be degraded."""
+    opinions: Opinions | None
+    """Human-scored crops."""
+    denoised: dict[str, Tensor] | None
+    """`degraded` and `clean` predictions (N, 3, s, s) uint8 and the `severity` (N,) of the degradation."""
+    validation: list[Photograph]
+    """Scored pictures that choose the best checkpoint."""
+
+
+def gather(config: FinetuneConfig) -> Material:
+    """Read, check and cut everything before the first step; deterministic for a seed.
+
+    Raises:
+        FileNotFoundError: the data folder lacks pictures or scores.
+        ValueError: a table of scores or a picture is damaged, or the denoised predictions are not as large as the crops
+            that they are mixed with.
+    """
+    rng = np.random.default_rng(config.seed)
+    denoised = torch.load(config.denoised, weights_only=True) if config.denoised else None
+    if denoised is not None and denoised["clean"].shape[-1] != config.crop:
+        side = denoised["clean"].shape[-1]
+        raise ValueError(f"the pictures in {config.denoised} are {side} px; expected {config.crop}: use --crop {side}.")
+    scored: list[Photograph] = []
+    validation: list[Photograph] = []
+    if config.opinion_weight or config.squared_weight or config.validation:
+        scored, validation, _ = scored_parts(config.data, config.dataset, config.root, config.validation)
+    clean = []
+    if config.ranking_weight or config.severity_weight or config.prompt_weight or _aligned(config):
+        clean = split(clean_photographs(config.data, config.clean))[0]
+    crops = Crops(clean, config.crop + 16, config.cut, rng) if clean else None
+    asked = config.opinion_weight or config.squared_weight
+    opinions = batches.opinions(scored, config.teacher, config.opinion_crop, rng) if asked else None
+    return Material(crops, opinions, denoised, validation)
+
+
+def draws(config: FinetuneConfig, *place: int) -> Draws:
+    """The random generators of one place of a run, such as (kind, batch, number in it)."""
+    rng = np.random.default_rng([config.seed, *place])
+    return rng, torch.Generator().manual_seed(int(rng.integers(2**62)))
+
+
+class Batches(Dataset):
+    """The batches of one process, by number: what a sample draws depends on the seed and its place in the whole run.
+
+    So a run can be resumed anywhere, worker processes can make the batches, and several processes with b samples each
+    see what one process with all of them would see.
+    """
+
+    def __init__(self, material: Material, config: FinetuneConfig, process: int = 0, processes: int = 1) -> None:
+        self.material, self.config = material, config
+        self.process, self.processes = process, processes
+
+    def __len__(self) -> int:
+        return self.config.steps * self.config.accumulate
+
+    def __getitem__(self, number: int) -> dict[str, Tensor]:
+        """Batch number `number`; which entries there are follows from the weights in the config.
+
+        Returns:
+            ladders (P R, 3, s, s), severities (P, R); scored (N, 3, o, o), labels (N,) in raw units; twins (P, 2, L, 3,
+            s, s); better, worse (M, 3, s, s) and cost (M,) of denoised predictions; degraded, clean (A, 3, s, s),
+            severity (A,) and the step (A,) of the attack; about half of the last are denoised predictions too.
+        """
+        config, found = self.config, {}
+        if config.ranking_weight or config.severity_weight:
+            found |= self._collect(LADDER, config.ladders, number, self._ladder)
+        if config.opinion_weight or config.squared_weight:
+            found |= self._collect(OPINION, config.opinions, number, self._opinion)
+        if config.prompt_weight:
+            found |= self._collect(TWINS, config.ladders, number, self._twins)
+        if self.material.denoised is not None and config.denoised_weight:
+            found |= self._collect(PREDICTION, 2 * config.aligned, number, self._prediction)
+        if _aligned(config):
+            found |= self._collect(PAIR, config.aligned, number, self._pair)
+        return found
+
+    def _collect(
+        self, kind: int, count: int, number: int, make: Callable[[Draws], dict[str, Tensor]]
+    ) -> dict[str, Tensor]:
+        first = self.process * count
+        rows = [make(draws(self.config, kind, number, first + place)) for place in range(count)]
+        return {name: torch.cat([row[name] for row in rows]) for name in rows[0]}
+
+    def _ladder(self, drawn: Draws) -> dict[str, Tensor]:
+        images, severities = batches.ladders(self.material.crops, 1, self.config.rungs, self.config.crop, *drawn)
+        return {"ladders": images, "severities": severities}
+
+    def _opinion(self, drawn: Draws) -> dict[str, Tensor]:
+        images, labels = self.material.opinions.batch(1, drawn[0])
+        return {"scored": images, "labels": labels}
+
+    def _twins(self, drawn: Draws) -> dict[str, Tensor]:
+        return {"twins": batches.twin_ladders(self.material.crops, self.config.crop, self.config.levels, *drawn)[None]}
+
+    def _prediction(self, drawn: Draws) -> dict[str, Tensor]:
+        cache = self.material.denoised
+        pick = slice(row := int(drawn[0].integers(len(cache["severity"]))), row + 1)
+        return {
+            "worse": cache["degraded"][pick].float() / 255,
+            "better": cache["clean"][pick].float() / 255,
+            "cost": cache["severity"][pick],
+        }
+
+    def _pair(self, drawn: Draws) -> dict[str, Tensor]:
+        if self.material.denoised is not None and drawn[0].random() < 0.5:
+            one = self._prediction(drawn)
+            degraded, clean, severity = one["worse"], one["better"], one["cost"]
+        else:
+            degraded, clean, severity = batches.pairs(self.material.crops, 1, self.config.crop, *drawn)
+        step = torch.rand(1, generator=drawn[1]) * self.config.attack_step
+        return {"degraded": degraded, "clean": clean, "severity": severity, "step": step}
+
+
+def _aligned(config: FinetuneConfig) -> bool:
+    return config.aligned > 0 and (config.second_order or config.attack_weight > 0)
+
+
+def numbers(config: FinetuneConfig, step: int) -> Iterator[int]:
+    """Numbers of the batches from a step on."""
+    yield from range(step * config.accumulate, config.steps * config.accumulate)
