@@ -2,8 +2,10 @@
 
 import pytest
 import torch
+from diffusers import EulerDiscreteScheduler
 from more_tiny_pipelines import PIPELINES, another_tiny_pipeline
 from test_families import broken, state_of, to_the_left
+from tiny_pipelines import tiny_pipeline
 
 from iqguide import RewardGuidance
 from iqguide.guidance.decoders import find_decoder
@@ -85,3 +87,16 @@ def test_the_callback_guides_where_there_is_one(made):
     steered = draw(pipe, inputs, callback_on_step_end=callback)
     assert to_the_left(steered).mean() > to_the_left(draw(pipe, inputs)).mean()
     assert "step" not in vars(pipe.scheduler)
+
+
+@pytest.mark.parametrize("steps", [1, 2, 4])
+def test_models_of_few_steps(steps):
+    """As SDXL Turbo and Lightning are used: trailing timesteps, no classifier-free guidance."""
+    pipe, inputs = tiny_pipeline("stable-diffusion-xl")
+    pipe.scheduler = EulerDiscreteScheduler.from_config(pipe.scheduler.config, timestep_spacing="trailing")
+    inputs |= {"num_inference_steps": steps, "guidance_scale": 0.0}
+    plain = draw(pipe, inputs)
+    with guided(pipe, RewardGuidance(to_the_left, scale=0.5, every=1)) as run:
+        steered = draw(pipe, inputs)
+    assert len(run.log) == steps
+    assert to_the_left(steered) > to_the_left(plain)
