@@ -146,15 +146,21 @@ def test_prompt_ranking_by_hand():
     assert rising.item() == pytest.approx(0 + 0.15 + 0 + 0.15)
     both = objectives.prompt_ranking(positive.repeat(3, 1, 1), negative.repeat(3, 1, 1), 0.05, 0.15)
     assert [x.item() for x in both] == pytest.approx([0.25, 0.05, 0.3])  # the mean over photographs
+    tied = torch.tensor([[0.0, 1.0], [1.0, 1.0], [1.0, 1.0]])  # no order where neither level is worse
+    some = objectives.prompt_ranking(positive.repeat(3, 1, 1), negative.repeat(3, 1, 1), 0.05, 0.15, tied)
+    assert [x.item() for x in some] == pytest.approx([0.25, 0.05 / 3, 0.3 / 3])
 
 
-def test_twin_ladders_are_two_crops_at_the_same_levels(folder):
+@pytest.mark.parametrize("published", [False, True])
+def test_twin_ladders_are_two_crops_at_the_same_levels(folder, published):
     crops = batches.Crops(data.clean_photographs(folder), 64, 1, np.random.default_rng(0))
     for step in range(6):
-        twins = batches.twin_ladders(crops, 48, 5, *material.draws(FinetuneConfig(), step))
+        twins, order = batches.twin_ladders(crops, 48, 5, *material.draws(FinetuneConfig(), step), published=published)
         assert twins.shape == (2, 5, 3, 48, 48)
         assert not torch.equal(twins[0, 0], twins[0, 4])
-        again = batches.twin_ladders(crops, 48, 5, *material.draws(FinetuneConfig(), step))
+        assert order.shape == (5,)
+        assert (order.diff() >= 0).all()
+        again, _ = batches.twin_ladders(crops, 48, 5, *material.draws(FinetuneConfig(), step), published=published)
         assert torch.equal(twins, again)
 
 
@@ -345,6 +351,37 @@ def after_steps(config, step, accelerator, known, state):
     return weights(state) | average | moments
 
 
+def test_two_processes_do_what_one_does_with_the_same_batch(folder, tmp_path):
+    """Two gloo processes with half of the batch each, against one with all of it, in full precision."""
+    # from trained weights: random ones score all pictures alike, where correlations turn rounding into steps
+    shared = {"mixed_precision": "no", "steps": 2, "checkpoint_every": 2, "init": "default"}
+    half = small_file(folder, tmp_path / "half.json", **shared)
+    whole = small_file(folder, tmp_path / "whole.json", **shared, ladders=4, opinions=6, aligned=4)
+    finished(launch("--config", half, "--out", tmp_path / "two", processes=2))
+    accelerator_free()
+    finetune.main(["--config", str(whole), "--out", str(tmp_path / "one")])
+    accelerator_free()
+    one, two = (load_file(tmp_path / name / "checkpoint-0000002" / "model.safetensors") for name in ("one", "two"))
+    assert one.keys() == two.keys()
+    before = learners.make(FinetuneConfig(init=Path("default"))).state_dict()
+    names = [name for name in one if name.startswith(("model.stages", "model.head")) and "running" not in name]
+
+    def distance(a, b):
+        return sum((a[name].double() - b[name].double()).square().sum() for name in names) ** 0.5
+
+    assert distance(one, before) > 0.01
+    assert distance(one, two) < 0.01 * distance(one, before)
+    alone = after_steps_of(half, tmp_path / "alone")
+    assert distance(alone, one) > 0.1 * distance(one, before)  # half of the batch alone goes elsewhere
+
+
+def after_steps_of(settings, out):
+    """The weights of a run on one process."""
+    finetune.main(["--config", str(settings), "--out", str(out)])
+    accelerator_free()
+    return load_file(out / "checkpoint-0000002" / "model.safetensors")
+
+
 def test_run_json_runs_again(config):
     finetune.main([f"--{key.replace('_', '-')}={value}" for key, value in (SMALL | PLAIN).items()]
                   + ["--data", str(config.data), "--out", str(config.out), "--mixed-precision", "no"])  # fmt: skip
@@ -390,6 +427,7 @@ BROKEN = {
     '{"steps": 0}': "steps is 0; expected 1 or more",
     '{"dataset": "spaq"}': "dataset and root belong together",
     '{"prompt_weight": 1}': "prompt_weight is 1.0 and tiny has no prompts",
+    '{"twins": "published", "levels": 6}': "levels is 6; expected at most 5, which is how many are published",
 }
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from . import distortions
+from . import distortions, published_distortions
 from .data import Photograph, random_crop, read, to_tensor
 from .teacher import Squeezenet, ridge_opinions
 
@@ -120,7 +120,15 @@ def ladders(
     return torch.stack(images), torch.stack(severities)
 
 
-def twin_ladders(crops: Crops, size: int, levels: int, rng: np.random.Generator, generator: torch.Generator) -> Tensor:
+def twin_ladders(
+    crops: Crops,
+    size: int,
+    levels: int,
+    rng: np.random.Generator,
+    generator: torch.Generator,
+    *,
+    published: bool = False,
+) -> tuple[Tensor, Tensor]:
     """Two overlapping crops of one photograph, degraded in one way at increasing levels, for the losses of QualiCLIP.
 
     The kind is any of the ladders; the levels are evenly spaced from the weakest to the most severe. How much the crops
@@ -132,14 +140,22 @@ def twin_ladders(crops: Crops, size: int, levels: int, rng: np.random.Generator,
         levels: L.
         rng: decides photograph, kind and places.
         generator: of the noise in the degradations.
+        published: degrade by one of the 24 published distortions, at their whole levels, so `levels` is at most 5.
 
     Returns:
-        (2, L, 3, size, size), from weak to severe.
+        twins: (2, L, 3, size, size), from weak to severe.
+        order: (L,), places in the order of strength, equal for levels of which neither is worse.
     """
-    clean = crops.batch(1, rng)
+    clean = crops.batch(1, rng).expand(levels, -1, -1, -1)
     strengths = torch.linspace(0, 4, levels)
-    degraded = distortions.distort(clean.expand(levels, -1, -1, -1), _draw(LADDER_KINDS, rng), strengths, generator)
-    return torch.stack([degraded[..., a, b] for a, b in overlapping(degraded, size, 2, rng)])
+    if published:
+        kind = str(rng.choice(list(published_distortions.LADDERS)))
+        strengths = strengths.round()
+        degraded = published_distortions.distort(clean, kind, strengths, generator)
+        order = published_distortions.severity(kind, strengths)
+    else:
+        degraded, order = distortions.distort(clean, _draw(LADDER_KINDS, rng), strengths, generator), strengths
+    return torch.stack([degraded[..., a, b] for a, b in overlapping(degraded, size, 2, rng)]), order
 
 
 def pairs(

@@ -12,7 +12,12 @@ from types import UnionType
 from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
 
 MODELS = ("tiny", "qualiclip", "bpclip", "bpclip-mini")
-CHOICES = {"model": MODELS, "mixed_precision": ("no", "bf16", "fp16"), "tracker": ("", "tensorboard", "wandb")}
+CHOICES = {
+    "model": MODELS,
+    "twins": ("own", "published"),
+    "mixed_precision": ("no", "bf16", "fp16"),
+    "tracker": ("", "tensorboard", "wandb"),
+}
 
 
 @dataclass(frozen=True)
@@ -67,6 +72,7 @@ class FinetuneConfig:
     squared_weight: Annotated[float, "of the squared error of the human scores, on a scale from 0 to 1"] = 0.0
     prompt_weight: Annotated[float, "of the three ranking losses of QualiCLIP"] = 0.0
     levels: Annotated[int, "L of these losses: levels of each photograph's degradation"] = 5
+    twins: Annotated[str, "what degrades the crops of these losses: own or published distortions"] = "own"
     consistency_margin: Annotated[float, "similarities of two crops may differ so much"] = 2.5e-3
     rank_margin: Annotated[float, "similarities of two levels shall differ so much"] = 6.75e-2
     alignment_weight: Annotated[float, "of the direction of the gradient"] = 1.0
@@ -88,6 +94,8 @@ class FinetuneConfig:
                 raise ValueError(f"{name} is {getattr(self, name)}; expected 1 or more.")
         if bool(self.dataset) != bool(self.root):
             raise ValueError("dataset and root belong together; give both or none.")
+        if self.twins == "published" and self.levels > 5:
+            raise ValueError(f"levels is {self.levels}; expected at most 5, which is how many are published.")
         if self.prompt_weight and self.model != "qualiclip":
             raise ValueError(f"prompt_weight is {self.prompt_weight} and {self.model} has no prompts; set it to 0.")
 

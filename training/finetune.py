@@ -132,7 +132,8 @@ def losses(
         positive, negative = (
             whole(x.view(twins.shape[:3])) for x in model(twins.flatten(0, 2), "prompts").float().unbind(1)
         )
-        ranked = objectives.prompt_ranking(positive, negative, config.consistency_margin, config.rank_margin)
+        margins = config.consistency_margin, config.rank_margin
+        ranked = objectives.prompt_ranking(positive, negative, *margins, whole(batch["order"]))
         found |= zip(("consistency", "positive", "negative"), (config.prompt_weight * x for x in ranked), strict=True)
     if "worse" in batch:
         both = model(torch.cat([batch["better"], batch["worse"]])).float().view(2, -1).T

@@ -84,8 +84,9 @@ class Batches(Dataset):
 
         Returns:
             ladders (P R, 3, s, s), severities (P, R); scored (N, 3, o, o), labels (N,) in raw units; twins (P, 2, L, 3,
-            s, s); better, worse (M, 3, s, s) and cost (M,) of denoised predictions; degraded, clean (A, 3, s, s),
-            severity (A,) and the step (A,) of the attack; about half of the last are denoised predictions too.
+            s, s) and the order (P, L) of their levels; better, worse (M, 3, s, s) and cost (M,) of denoised
+            predictions; degraded, clean (A, 3, s, s), severity (A,) and the step (A,) of the attack; about half of the
+            last are denoised predictions too.
         """
         config, found = self.config, {}
         if config.ranking_weight or config.severity_weight:
@@ -116,7 +117,10 @@ class Batches(Dataset):
         return {"scored": images, "labels": labels}
 
     def _twins(self, drawn: Draws) -> dict[str, Tensor]:
-        return {"twins": batches.twin_ladders(self.material.crops, self.config.crop, self.config.levels, *drawn)[None]}
+        crops, config = self.material.crops, self.config
+        published = config.twins == "published"
+        twins, order = batches.twin_ladders(crops, config.crop, config.levels, *drawn, published=published)
+        return {"twins": twins[None], "order": order[None]}
 
     def _prediction(self, drawn: Draws) -> dict[str, Tensor]:
         cache = self.material.denoised

@@ -43,7 +43,11 @@ def consistency(scores: Tensor, twins: Tensor, margin: float = 0.2) -> Tensor:
 
 
 def prompt_ranking(
-    positive: Tensor, negative: Tensor, consistency_margin: float, rank_margin: float
+    positive: Tensor,
+    negative: Tensor,
+    consistency_margin: float,
+    rank_margin: float,
+    order: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The three ranking losses of QualiCLIP, each summed over a photograph's crops and levels, mean over photographs.
 
@@ -58,6 +62,8 @@ def prompt_ranking(
         negative: (P, 2, L), to the negative ones.
         consistency_margin: difference between the crops that costs nothing.
         rank_margin: wanted lead of the less degraded level.
+        order: (P, L), places of the levels in the order of strength; pairs i < j that share one are left out. None if
+            all of them differ.
 
     Returns:
         The three losses.
@@ -74,8 +80,9 @@ def prompt_ranking(
         """From the weaker to the more severe level, over all pairs of crops: (P, 2, 2, pairs)."""
         return similarities[:, None, :, severe] - similarities[:, :, None, weak]
 
-    falling = F.relu(rise(positive) + rank_margin).sum((1, 2, 3))
-    rising = F.relu(rank_margin - rise(negative)).sum((1, 2, 3))
+    worse = 1.0 if order is None else (order[:, severe] > order[:, weak])[:, None, None].float()
+    falling = (worse * F.relu(rise(positive) + rank_margin)).sum((1, 2, 3))
+    rising = (worse * F.relu(rank_margin - rise(negative))).sum((1, 2, 3))
     return consistent.mean(), falling.mean(), rising.mean()
 
 
