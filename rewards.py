@@ -134,9 +134,13 @@ def _attributes_of(model: object) -> dict[str, list[float]]:
             f"a {type(model).__name__} has no attributes; expected clipiqa, qualiclip or bpclip (without a reference)."
         )
     found: dict[str, list[float]] = {}
+    words = [word for _, *both in pairs for word in both]
     for index, (_, positive, negative) in enumerate(pairs):
         row = [float(other == index) for other in range(len(pairs))]
-        found |= {f"{positive} / {negative}": row, positive: row, negative: [-value for value in row]}
+        names = {f"{positive} / {negative}": row, positive: row, negative: [-value for value in row]}
+        found |= {
+            name: signs for name, signs in names.items() if words.count(name) < 2
+        }  # a word of two pairs is no name
     for dimension in {pair[0] for pair in pairs} - {None}:
         members = [float(pair[0] == dimension) for pair in pairs]
         found[dimension] = [value / sum(members) for value in members]

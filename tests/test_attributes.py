@@ -32,6 +32,15 @@ def test_attributes_of_clip_are_weighted_logits():
     torch.testing.assert_close(both.margin(images), reward(images) + 0.5 * model.margin(images))
 
 
+def test_a_word_of_two_pairs_names_neither():
+    pairs = (("Sharp photo.", "Blurry photo."), ("Sharp photo.", "Noisy photo."))
+    model, images = create_model("clipiqa", weights="random", config=SMALL_CLIP, pairs=pairs), torch.rand(2, 3, 64, 64)
+    with pytest.raises(ValueError, match="for names among"):
+        Attributes(model, {"Sharp photo.": 1.0})
+    reward = Attributes(model, {"Sharp photo. / Noisy photo.": 1.0})
+    torch.testing.assert_close(reward(images), model.logits(images)[:, 1])
+
+
 def test_attributes_of_bpclip_are_what_it_describes():
     model, image = bpclip(), torch.rand(1, 3, 64, 64)
     said = model.describe(image).parts
