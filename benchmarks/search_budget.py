@@ -119,6 +119,7 @@ def methods(reward: Any) -> dict[str, Callable[[Any, Any, Group], Found]]:
         "best of 8, halved": one(best_of_n, n=8, halving=True),
         "best of 16, halved": one(best_of_n, n=16, halving=True),
         "FK, 4 particles": one(fk_steering, particles=4, eta=1.0),
+        "best of 4, ancestral": one(fk_steering, particles=4, eta=1.0, lambda_=0.0),  # the control of FK
         "zero-order, 2 x 4": one(zero_order_search, rounds=2, neighbours=4),
         "noise optimisation, 20": noise_optimisation(20),
         "guided, best of 4": one(best_of_n, n=4, guidance=guidance),
