@@ -21,7 +21,19 @@ from iqguide.models import save_bpclip
 pytestmark = pytest.mark.comfy
 ROOT = Path(__file__).resolve().parents[1]
 API = sorted((ROOT / "tests" / "workflows_api").glob("*.json"))
+WORKFLOWS = sorted((ROOT / "workflows").glob("*.json"))
 FOLDER = "ComfyUI-IQGuide"
+FOLDERS = {"CheckpointLoaderSimple": "checkpoints", "UNETLoader": "diffusion_models", "VAELoader": "vae"}
+FOLDERS |= {"DualCLIPLoader": "text_encoders"}
+
+
+def files_named_in_workflows():
+    """The models that the workflows load, as folder / file."""
+    for path in WORKFLOWS:
+        for node in json.loads(path.read_text("utf-8"))["nodes"]:
+            if node["type"] in FOLDERS:
+                files = (value for value in node["widgets_values"] if value.endswith(".safetensors"))
+                yield from (Path(FOLDERS[node["type"]]) / file for file in files)
 
 
 class Server:
@@ -36,6 +48,9 @@ class Server:
         (base / "models" / "iqa").mkdir(parents=True)
         judge = iqguide.create_model("bpclip-mini", weights="random")
         save_bpclip(judge, base / "models" / "iqa" / "bpclip-mini.safetensors")
+        for file in files_named_in_workflows():  # empty, only for the lists in the frontend
+            (base / "models" / file).parent.mkdir(exist_ok=True)
+            (base / "models" / file).touch()
         (base / "input" / "pictures").mkdir()
         for name, size in (("a", (96, 64)), ("b", (64, 80))):
             Image.effect_noise(size, 60).convert("RGB").save(base / "input" / "pictures" / f"{name}.png")
@@ -119,6 +134,24 @@ def test_the_workflows_are_offered(server):
     assert set(offered[FOLDER]) == {path.stem for path in (ROOT / "workflows").glob("*.json")}
 
 
+@pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.stem)
+def test_workflows_fit_the_live_object_info(path, object_info):
+    for node in json.loads(path.read_text("utf-8"))["nodes"]:
+        known = object_info[node["type"]]
+        inputs = {**known["input"].get("required", {}), **known["input"].get("optional", {})}
+        for entry in node["inputs"]:
+            kind = inputs[entry["name"]][0]
+            assert entry["type"] == ("COMBO" if isinstance(kind, list) else kind)
+        assert [entry["type"] for entry in node["outputs"]] == known["output"]
+        assert {entry["name"] for entry in node["inputs"] if entry["link"]} >= {
+            name for name in known["input"].get("required", {}) if not is_widget(inputs[name])
+        }
+
+
+def is_widget(given):
+    return isinstance(given[0], list) or given[0] in ("INT", "FLOAT", "STRING", "BOOLEAN", "COMBO")
+
+
 @pytest.mark.parametrize("path", API, ids=lambda path: path.stem)
 def test_workflows_run(path, server):
     outputs = server.run(json.loads(path.read_text("utf-8")))
@@ -148,3 +181,50 @@ def test_strength_zero_gives_the_same_picture(server):
     sampler["inputs"]["model"] = guide["inputs"]["model"]
     assert picture() == without
     assert guided != without
+
+
+@pytest.fixture(scope="module")
+def page(server):
+    """ComfyUI's own frontend in a headless Chromium; CHROMIUM names the program if it is not on the path."""
+    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    program = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
+    if program is None:
+        pytest.skip("there is no Chromium")
+    with playwright.sync_playwright() as started:
+        browser = started.chromium.launch(executable_path=program, args=["--no-sandbox", "--disable-gpu"])
+        page = browser.new_page(viewport={"width": 1600, "height": 900})
+        page.set_default_timeout(400_000)
+        page.goto(f"http://127.0.0.1:{server.port}/", wait_until="domcontentloaded")
+        page.wait_for_function("window.app && window.app.canvas && window.app.extensionManager?.command")
+        page.wait_for_timeout(5_000)  # it opens a workflow of its own
+        for setting in ("Comfy.Minimap.Visible", "Comfy.Graph.CanvasInfo"):
+            page.evaluate("name => window.app.extensionManager.setting.set(name, false)", setting)
+        yield page
+        browser.close()
+
+
+@pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.stem)
+def test_the_frontend_shows_the_workflows(path, page):
+    """With IQGUIDE_SCREENSHOTS=folder it leaves pictures there."""
+    workflow = json.loads(path.read_text("utf-8"))
+    page.evaluate("workflow => window.app.loadGraphData(workflow)", workflow)
+    shown = page.evaluate("() => JSON.parse(JSON.stringify(window.app.graph.serialize()))")
+    assert {str(node["id"]): node["type"] for node in shown["nodes"]} == {
+        str(node["id"]): node["type"] for node in workflow["nodes"]
+    }
+    values = {str(node["id"]): node.get("widgets_values") or [] for node in shown["nodes"]}
+    assert values == {str(node["id"]): node["widgets_values"] for node in workflow["nodes"]}
+    assert joins(shown) == joins(workflow)
+    wrong = "() => window.app.graph._nodes.filter(node => node.has_errors).map(node => node.type)"
+    assert page.evaluate(wrong) == []
+    if folder := os.environ.get("IQGUIDE_SCREENSHOTS"):
+        page.evaluate("() => window.app.extensionManager.command.execute('Comfy.Canvas.FitView')")
+        page.wait_for_timeout(3_000)
+        page.screenshot(path=Path(folder) / f"{path.stem}.png")
+
+
+def joins(workflow):
+    """Links by the names of the inputs: the frontend puts those of widgets last."""
+    nodes = {str(node["id"]): node for node in workflow["nodes"]}
+    ends = [map(str, link[1:5]) for link in workflow["links"]]
+    return sorted((start, slot, end, nodes[end]["inputs"][int(entry)]["name"]) for start, slot, end, entry in ends)

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+from PIL import Image
 from test_node_schemas import read_schemas
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -56,6 +57,22 @@ def test_links_join_what_they_say(workflow):
         assert entry["type"] in (kind, "*")
     links = {link[0] for link in workflow["links"]}
     assert {entry["link"] for node in nodes.values() for entry in node["inputs"]} - {None} == links
+
+
+def test_no_node_covers_another(workflow):
+    title = 40  # above a node's place, with a gap
+    boxes = [(*node["pos"], *node["size"]) for node in workflow["nodes"]]
+    for index, (x, y, width, height) in enumerate(boxes):
+        for left, top, across, down in boxes[index + 1 :]:
+            apart = x + width <= left or left + across <= x
+            assert apart or y + height <= top - title or top + down <= y - title
+
+
+def test_every_workflow_has_a_thumbnail():
+    for path in PATHS:
+        with Image.open(path.with_suffix(".jpg")) as picture:
+            assert picture.format == "JPEG"
+        assert path.with_suffix(".jpg").stat().st_size < 100_000
 
 
 def test_nodes_have_the_inputs_outputs_and_widgets_of_today(workflow, schemas):
