@@ -1,4 +1,4 @@
-"""Feynman-Kac steering: particles that are resampled on their way by the score of their denoised predictions."""
+"""Feynman-Kac steering: particles that are resampled on their way by what a reward says of their predictions."""
 
 import functools
 import math
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from ..rerank import Ranking, best_first
+from ..rewards import margin_of
 from .ancestral import AncestralStep, ancestral, seeded
 from .candidates import call_arguments, chunks, drawn, scored, size_of
 from .decoders import Decoder, find_decoder
@@ -32,7 +33,7 @@ class Weighing:
 
     share: float
     """Of the steps that have been made."""
-    scores: tuple[float, ...]
+    margins: tuple[float, ...]
     """Of the denoised predictions."""
     log_weights: tuple[float, ...]
     """Before any resampling."""
@@ -58,24 +59,25 @@ def fk_steering(
     batch_size: int = 1,
     **pipe_kwargs: Any,
 ) -> Ranking:
-    """Sample from p(x) * exp(lambda_ * reward(x)), where p is what the pipeline samples from, by particles.
+    """Sample from p(x) * exp(lambda_ * margin(x)), where p is what the pipeline samples from, by particles.
 
-    At each checkpoint a particle is weighed by how much the score of its denoised prediction has risen. Weights are
+    At each checkpoint a particle is weighed by how much the margin of its denoised prediction has risen. Weights are
     logarithms and are carried on; when few particles hold most of the weight, they are resampled (systematically): the
     light ones go, the heavy ones go on in several copies, each with noise of its own, and with the solver's history,
     the guidance's state and everything else that belongs to a sample. The last weights are those of the finished
     pictures, so with any number of particles, mean(exp(log_weights) * f(images)) estimates E_p[f * exp(lambda_ *
-    reward)] without bias.
+    margin)] without bias.
 
     Args:
         pipe: a diffusers pipeline that can be left and entered again, as for `best_of_n(halving=...)`.
-        reward: images (N, 3, H, W) in [0, 1] -> scores (N,), higher is better; need not be differentiable.
+        reward: images (N, 3, H, W) in [0, 1] -> scores (N,), higher is better; need not be differentiable. Its `margin`
+            is what weighs, where it has one, since scores saturate.
         particles: how many, at least 2.
-        lambda_: per unit of the score.
+        lambda_: per unit of the margin, which is its spread over clean photographs.
         seeds: one for each particle; 0 ... particles-1 by default. They also seed the resampling.
         checkpoints: shares of the evaluations of a run, rising in (0, 1).
-        potential: "difference" weighs by lambda_ * (score - score at the last checkpoint); "max" by lambda_ * the
-            highest score so far at every checkpoint, which resamples harder; the last weight makes up for it.
+        potential: "difference" weighs by lambda_ * (margin - that at the last checkpoint); "max" by lambda_ * the
+            highest margin so far at every checkpoint, which resamples harder; the last weight makes up for it.
         resample_below: resample when the effective sample size is below this share of the particles; 1 for always.
         eta: None for a scheduler that adds noise by itself. In (0, 1] makes a deterministic one ancestral: in each step
             this share of the noise is fresh, as eta of DDIM; 1 is usual.
@@ -103,7 +105,7 @@ def fk_steering(
     cloud = _Cloud(seeds, lambda_, potential)
     quiet = getattr(pipe, "_progress_bar_config", {}).get("disable", False)
     progress = functools.partial(tqdm, disable=quiet or None)
-    lanes = chunks(range(particles), batch_size)
+    lanes, margin = chunks(range(particles), batch_size), margin_of(reward)
     with ancestral(pipe, eta) as made, steered(pipe, guidance, pipe_kwargs), counted_rows(pipe) as rows:
         look = find_decoder(pipe, decoder, **size_of(pipe_kwargs))
         log: list[Weighing] = []
@@ -111,11 +113,11 @@ def fk_steering(
             if cloud.state is not None and position_of(share, cloud.state.total) <= cloud.state.position:
                 continue  # two checkpoints in one step
             parts = [
-                _to(pipe, reward, cloud, part, share, look, made, pipe_kwargs)
+                _to(pipe, margin, cloud, part, share, look, made, pipe_kwargs)
                 for part in progress(lanes, desc=f"particles to {share:.0%}")
             ]
             cloud.state = joined([state for state, _ in parts])
-            cloud.weigh([score for _, scores in parts for score in scores])
+            cloud.weigh([value for _, margins in parts for value in margins])
             log.append(cloud.resample(share, resample_below))
         found = [
             candidate
@@ -123,12 +125,16 @@ def fk_steering(
             for candidate in _finished(pipe, reward, cloud, part, made, pipe_kwargs)
         ]
     _, images, scores, latents = zip(*found, strict=True)
-    cloud.weigh_finished(scores)
+    pictures = torch.stack(images)
+    margins = [
+        value for part in lanes for value in scored(pictures[list(part)], margin, [cloud.roots[i] for i in part])
+    ]
+    cloud.weigh_finished(margins)
     scores = torch.tensor(scores, dtype=torch.float32)
     settings = {"particles": particles, "lambda_": lambda_, "seeds": seeds, "checkpoints": tuple(checkpoints)}
     settings |= {"potential": potential, "resample_below": resample_below, "eta": eta, "batch_size": batch_size}
     return Ranking(
-        images=torch.stack(images),
+        images=pictures,
         scores=scores,
         order=best_first(scores),
         seeds=tuple(cloud.roots),
@@ -155,18 +161,18 @@ class _Cloud:
         entropy = np.random.SeedSequence([seed % 2**64 for seed in seeds]).generate_state(1, np.uint64)[0]
         self._generator = torch.Generator().manual_seed(int(entropy >> 1))
 
-    def weigh(self, scores: Sequence[float]) -> None:
-        """Multiply each weight by the potential of its score."""
-        self._scores = torch.tensor(scores, dtype=torch.float64)
-        self._highest = self._highest.maximum(self._scores)
+    def weigh(self, margins: Sequence[float]) -> None:
+        """Multiply each weight by the potential of its margin."""
+        self._margins = torch.tensor(margins, dtype=torch.float64)
+        self._highest = self._highest.maximum(self._margins)
         if self._potential == "difference":
-            self._add(self._lambda * self._scores - self._spent)
+            self._add(self._lambda * self._margins - self._spent)
         else:
             self._add(self._lambda * self._highest)
 
-    def weigh_finished(self, scores: Sequence[float]) -> None:
-        """Make all potentials of a particle come to lambda_ * score of its picture."""
-        self._add(self._lambda * torch.tensor(scores, dtype=torch.float64) - self._spent)
+    def weigh_finished(self, margins: Sequence[float]) -> None:
+        """Make all potentials of a particle come to lambda_ * margin of its picture."""
+        self._add(self._lambda * torch.tensor(margins, dtype=torch.float64) - self._spent)
 
     def _add(self, potentials: Tensor) -> None:
         self.log_weights = self.log_weights + potentials
@@ -175,7 +181,7 @@ class _Cloud:
     def resample(self, share: float, below: float) -> Weighing:
         """Let particles of much weight go on in several copies if the effective sample size is low."""
         ess = effective_sample_size(self.log_weights)
-        note = Weighing(share, tuple(self._scores.tolist()), tuple(self.log_weights.tolist()), ess, None)
+        note = Weighing(share, tuple(self._margins.tolist()), tuple(self.log_weights.tolist()), ess, None)
         if below < 1 and ess >= below * len(self.roots):
             return note
         ancestors = systematic(self.log_weights, self._generator)
@@ -218,7 +224,7 @@ def systematic(log_weights: Tensor, generator: torch.Generator) -> list[int]:
 
 def _to(
     pipe: Any,
-    reward: Callable[[Tensor], Tensor],
+    margin: Callable[[Tensor], Tensor],
     cloud: _Cloud,
     lanes: Sequence[int],
     share: float,
@@ -226,7 +232,7 @@ def _to(
     made: AncestralStep | None,
     given: dict[str, Any],
 ) -> tuple[SamplerState, list[float]]:
-    """Some particles at the checkpoint: their state, and the scores of their denoised predictions."""
+    """Some particles at the checkpoint: their state, and the margins of their denoised predictions."""
     roots = [cloud.roots[lane] for lane in lanes]
     state = None if cloud.state is None else cloud.state.pick(lanes)
     call = call_arguments(pipe, given, len(lanes))
@@ -235,7 +241,7 @@ def _to(
     if len(denoised) != len(lanes):
         raise ValueError(f"the pipeline samples {len(denoised)} pictures; expected {len(lanes)}: give one prompt.")
     with torch.no_grad():
-        return state, scored(look(denoised), reward, roots)
+        return state, scored(look(denoised), margin, roots)
 
 
 def _finished(

@@ -141,6 +141,19 @@ def test_four_particles_are_unbiased(options):
     assert {entry.ancestors is None for run in runs for entry in run.log} == {False, True}
 
 
+def test_the_margin_weighs_and_the_score_is_shown():
+    class Reward:
+        def __call__(self, images):
+            return value(images).sigmoid()
+
+        def margin(self, images):
+            return value(images)
+
+    how = {"particles": 3, "lambda_": 0.7, "eta": 1.0, "decoder": as_images, "batch_size": 2, "resample_below": 0.01}
+    ranking = fk_steering(MixturePipe(ddim()), Reward(), **how)
+    torch.testing.assert_close(ranking.log_weights, 0.7 * ranking.scores.double().logit(), atol=1e-4, rtol=1e-4)
+
+
 def test_effective_sample_size_and_systematic_resampling():
     weights = torch.tensor([0.5, 0.25, 0.125, 0.125], dtype=torch.float64)
     assert effective_sample_size(weights.log() + 300) == pytest.approx(1 / (weights**2).sum().item())
