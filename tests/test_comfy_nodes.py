@@ -22,10 +22,10 @@ def tiny():
 @pytest.fixture(scope="module")
 def pack(tiny):
     """The modules of the pack, loaded as ComfyUI loads them, with models/iqa known."""
-    from iqguide.nodes import attributes, combine, guide, load, quality_model, rank, report, save, score
+    from iqguide.nodes import attributes, best_of_n, combine, guide, load, quality_model, rank, report, save, score
 
     load.add_model_folder()
-    modules = (attributes, combine, guide, load, rank, report, save, score)
+    modules = (attributes, best_of_n, combine, guide, load, rank, report, save, score)
     found = {name: value for module in modules for name, value in vars(module).items() if isinstance(value, type)}
     return type("Pack", (), {**found, "module": quality_model, "load": load, "add_model_folder": load.add_model_folder})
 
@@ -296,3 +296,72 @@ def test_dimensions_without_weights_say_what_is_missing(pack, tiny, monkeypatch,
     monkeypatch.setattr(load, "is_cached", lambda spec: False)
     with pytest.raises(ValueError, match=r"put bpclip-mini\.safetensors into models/iqa"):
         attributes.judge_of("", "default", False, {"sharpness": 1.0})
+
+
+def best_of(pack, model, quality, tiny, vae, *, keep=2, drop_at="0.5", decoder="vae", batch_size=2, **latent):
+    settings = (6, 2.0, "euler_ancestral", "karras", 1.0, drop_at, decoder, batch_size)
+    latent = {"samples": torch.zeros(1, 4, 4, 4), "batch_index": [0], **latent}
+    prompts = tiny.conditioning(seed=1), tiny.conditioning(seed=2)
+    return run(pack.BestOfNSampler, model, quality, *prompts, latent, vae, 11, 5, keep, *settings)
+
+
+def test_the_best_of_n_come_with_what_makes_them_again(pack, brightness, tiny):
+    model, vae = tiny.v_model(), tiny.taesd_vae()
+    latents, images, scores, seeds, table = best_of(pack, model, brightness, tiny, vae)
+    assert latents["samples"].shape == (2, 4, 4, 4)
+    assert "batch_index" not in latents
+    assert images.shape == (2, 32, 32, 3)
+    assert scores == sorted(scores, reverse=True)
+    torch.testing.assert_close(torch.tensor(scores), images.mean((1, 2, 3)), rtol=1e-4, atol=1e-5)
+    for seed, image in zip(seeds, images, strict=True):
+        alone = tiny.sample(model, 4, seed=seed, sampler="euler_ancestral", scheduler="karras")
+        with torch.inference_mode():
+            torch.testing.assert_close(vae.decode(alone)[0], image, rtol=1e-3, atol=1e-3)
+    rows = json.loads(table)["candidates"]
+    assert sorted(row["seed"] for row in rows) == list(range(11, 16))
+    assert [row["dropped_at"] for row in rows] == [None] * 3 + [0.5] * 2
+    assert {row["seed"] for row in rows if row["kept"]} == set(seeds)
+
+
+def test_without_dropping_the_best_are_those_of_all(pack, brightness, tiny):
+    model, vae = tiny.v_model(), tiny.taesd_vae()
+    _, _, scores, seeds, table = best_of(pack, model, brightness, tiny, vae, drop_at="", keep=1)
+    rows = json.loads(table)["candidates"]
+    assert len(rows) == 5
+    assert (scores[0], seeds[0]) == max((row["score"], row["seed"]) for row in rows)
+    assert len(best_of(pack, model, brightness, tiny, vae, keep=9)[3]) == 5
+
+
+def test_unfinished_candidates_are_seen_through_a_tiny_decoder(pack, brightness, tiny, monkeypatch, tmp_path):
+    import folder_paths
+    import safetensors.torch
+
+    network = tiny.taesd(seed=3)
+    safetensors.torch.save_file(network.taesd_decoder.state_dict(), tmp_path / "taesd_decoder.safetensors")
+    monkeypatch.setitem(folder_paths.folder_names_and_paths, "vae_approx", ([str(tmp_path)], {".safetensors"}))
+    folder_paths.filename_list_cache.clear()
+    model, vae = tiny.v_model(), tiny.taesd_vae()
+    by_tiny, by_vae = (
+        json.loads(best_of(pack, model, brightness, tiny, vae, decoder=decoder, keep=1, drop_at="0.9")[4])
+        for decoder in ("auto", "vae")
+    )
+    folder_paths.filename_list_cache.clear()
+    dropped = [[row for row in table["candidates"] if row["dropped_at"]] for table in (by_tiny, by_vae)]
+    assert [len(rows) for rows in dropped] == [2, 2]
+    seed = dropped[0][0]["seed"]  # at the fifth of six evaluations: what it saw can be worked out
+    from iqguide.guidance import comfy_search
+
+    prompts = tiny.conditioning(seed=1), tiny.conditioning(seed=2)
+    latent = {"samples": torch.zeros(1, 4, 4, 4)}
+    sampling = comfy_search.Sampling(model, *prompts, latent, 6, 2.0, "euler_ancestral", "karras")
+    looked = []
+    with torch.inference_mode():
+        look = lambda z: (looked.append(z), torch.zeros(len(z)))[1]
+        comfy_search.best_of_n(sampling, [seed, 0], look, shares=(0.9,))
+        picture = network.decode(model.get_model_object("latent_format").process_in(looked[0][:1])) * 0.5 + 0.5
+    assert dropped[0][0]["score"] == pytest.approx(picture.clamp(0, 1).mean().item(), abs=2e-3)
+
+
+def test_where_to_drop_is_checked_before_the_run(pack):
+    assert pack.BestOfNSampler.validate_inputs(drop_at="") is True
+    assert "expected numbers" in pack.BestOfNSampler.validate_inputs(drop_at="0.7, 0.4")
