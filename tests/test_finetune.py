@@ -281,16 +281,15 @@ def test_a_run_is_tracked(config, monkeypatch):
 # --- runs from the command line ---
 
 
-def launch(*flags, processes=None, cwd=None):
-    """The running command, with accelerate's launcher where several processes are asked for."""
+def launch(*flags, processes=1):
+    """The running command; accelerate's own launcher starts one process only on CPUs, so torch's does."""
     command = [sys.executable, "-m"]
-    if processes:
-        command += ["accelerate.commands.launch", "--cpu", "--num_processes", str(processes), "-m"]
+    if processes > 1:
+        command += ["torch.distributed.run", "--standalone", "--nproc-per-node", str(processes), "-m"]
     environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(
         [*command, "iqguide.training.finetune", *(str(flag) for flag in flags)],
         env=environment,
-        cwd=cwd,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -358,21 +357,21 @@ def test_two_processes_do_what_one_does_with_the_same_batch(folder, tmp_path):
     half = small_file(folder, tmp_path / "half.json", **shared)
     whole = small_file(folder, tmp_path / "whole.json", **shared, ladders=4, opinions=6, aligned=4)
     finished(launch("--config", half, "--out", tmp_path / "two", processes=2))
+    assert json.loads((tmp_path / "two" / "run.json").read_text())["processes"] == 2
     accelerator_free()
     finetune.main(["--config", str(whole), "--out", str(tmp_path / "one")])
     accelerator_free()
     one, two = (load_file(tmp_path / name / "checkpoint-0000002" / "model.safetensors") for name in ("one", "two"))
     assert one.keys() == two.keys()
-    before = learners.make(FinetuneConfig(init=Path("default"))).state_dict()
     names = [name for name in one if name.startswith(("model.stages", "model.head")) and "running" not in name]
 
     def distance(a, b):
         return sum((a[name].double() - b[name].double()).square().sum() for name in names) ** 0.5
 
-    assert distance(one, before) > 0.01
-    assert distance(one, two) < 0.01 * distance(one, before)
+    # by what it matters to see the whole batch: half of it alone goes elsewhere
     alone = after_steps_of(half, tmp_path / "alone")
-    assert distance(alone, one) > 0.1 * distance(one, before)  # half of the batch alone goes elsewhere
+    assert distance(one, alone) > 1e-3
+    assert distance(one, two) < 0.02 * distance(one, alone)
 
 
 def after_steps_of(settings, out):

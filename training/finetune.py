@@ -244,7 +244,7 @@ def listed(figures: dict[str, float]) -> str:
     return ", ".join(f"{name} {value:.3f}" for name, value in figures.items())
 
 
-def report(state: State, config: FinetuneConfig) -> dict[str, float]:
+def report(state: State, config: FinetuneConfig, processes: int) -> dict[str, float]:
     """Calibrate and measure the best result, write it and OUT/run.json; returns the figures in it."""
     path = config.out / f"{config.model}.safetensors"
     model = create_model(config.model, weights=path, device=next(state.average.parameters()).device)
@@ -253,7 +253,8 @@ def report(state: State, config: FinetuneConfig) -> dict[str, float]:
     figures = calibrate.measure(model, config)
     best = {"step": state.best_step, "srcc": state.best} if state.best_step else None
     record = {"config": jsonable(config), "step": state.step, "validation": best, "held_out": figures}
-    (config.out / "run.json").write_text(json.dumps(record | {"torch": torch.__version__}, indent=2) + "\n")
+    record |= {"processes": processes, "torch": torch.__version__}
+    (config.out / "run.json").write_text(json.dumps(record, indent=2) + "\n")
     return figures
 
 
@@ -314,7 +315,7 @@ def run(config: FinetuneConfig, accelerator: Accelerator, material: Material, st
                 )
     progress.close()
     if main_process:
-        tqdm.write(f"held out: {listed(report(state, config))}")
+        tqdm.write(f"held out: {listed(report(state, config, accelerator.num_processes))}")
     accelerator.wait_for_everyone()
     accelerator.end_training()
     return state
