@@ -37,6 +37,7 @@ from iqguide.rerank import Ranking
 RESULTS = Path(__file__).parent / "results"
 SEEDS = 16  # of a group
 SIZES = (1, 2, 4, 8, 16)
+ETA = 0.6  # of the particles' ancestral steps; with 1 and 25 steps the demo's pictures stay noisy
 SIDE, MARGIN, FONT = 400, 50, ImageFont.load_default(13)
 
 
@@ -118,8 +119,8 @@ def methods(reward: Any) -> dict[str, Callable[[Any, Any, Group], Found]]:
         "guided": one(best_of_n, n=1, guidance=guidance),
         "best of 8, halved": one(best_of_n, n=8, halving=True),
         "best of 16, halved": one(best_of_n, n=16, halving=True),
-        "FK, 4 particles": one(fk_steering, particles=4, eta=1.0),
-        "best of 4, ancestral": one(fk_steering, particles=4, eta=1.0, lambda_=0.0),  # the control of FK
+        "FK, 4 particles": one(fk_steering, particles=4, eta=ETA),
+        "best of 4, ancestral": one(fk_steering, particles=4, eta=ETA, lambda_=0.0),  # the control of FK
         "zero-order, 2 x 4": one(zero_order_search, rounds=2, neighbours=4),
         "noise optimisation, 20": noise_optimisation(20),
         "guided, best of 4": one(best_of_n, n=4, guidance=guidance),
