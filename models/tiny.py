@@ -16,6 +16,7 @@ from .save import HubModel
 
 WIDTHS = (24, 48, 96, 160)
 BLOCKS = (0, 1, 2, 2)
+TONES = 6
 
 
 class Residual(nn.Module):
@@ -48,6 +49,18 @@ def _mean_and_spread(features: Tensor) -> Tensor:
     return torch.cat([mean, (variance + 1e-4).sqrt()], 1)
 
 
+def _tone_and_colour(pixels: Tensor) -> Tensor:
+    """What one pixel alone says: brightness, two colour differences, colourfulness, highlights and shadows.
+
+    (N, 3, H, W) in [0, 1] -> (N, 6, H, W). The convolutions are normalised and tell these poorly.
+    """
+    red, green, blue = pixels.unbind(1)
+    luma = 0.299 * red + 0.587 * green + 0.114 * blue
+    planes = (luma, red - luma, blue - luma)
+    colourfulness = (planes[1].square() + planes[2].square() + 1e-3).sqrt()
+    return torch.stack([*planes, colourfulness, luma**8, (1 - luma) ** 8], 1)
+
+
 class Tiny(nn.Module, HubModel):
     """Small no-reference quality model; a Reward.
 
@@ -63,7 +76,7 @@ class Tiny(nn.Module, HubModel):
             _stage(before, width, blocks)
             for before, width, blocks in zip((3, *WIDTHS[:-1]), WIDTHS, BLOCKS, strict=True)
         )
-        pooled = 2 * sum(WIDTHS[1:])
+        pooled = 2 * (TONES + sum(WIDTHS))
         self.register_buffer("pooled_mean", torch.zeros(pooled))
         self.register_buffer("pooled_std", torch.ones(pooled))
         self.head = nn.Sequential(nn.Linear(pooled, 128), nn.SiLU(), nn.Linear(128, 1))
@@ -90,16 +103,17 @@ class Tiny(nn.Module, HubModel):
             return self._head(pooled).squeeze(1)
 
     def pooled(self, images: Tensor) -> Tensor:
-        """Mean and spread over the picture of the last three stages, (N, 608) in float32 or better; see `raw`."""
+        """Mean and spread over the picture of tone, colour and all stages, (N, 668), float32 or better; see `raw`."""
         check_images(images)
         x = images.to(self.stages[0][0].weight.dtype) * 2 - 1
-        pooled = []
-        for stage in self.stages:
-            x = stage(x)
-            pooled.append(x)
         dtype = working_dtype(x.dtype)
         with torch.autocast(images.device.type, enabled=False):
-            return torch.cat([_mean_and_spread(stage.to(dtype)) for stage in pooled[1:]], 1)
+            planes = [_tone_and_colour(images.to(dtype))]
+        for stage in self.stages:
+            x = stage(x)
+            planes.append(x)
+        with torch.autocast(images.device.type, enabled=False):
+            return torch.cat([_mean_and_spread(plane.to(dtype)) for plane in planes], 1)
 
     def _head(self, pooled: Tensor) -> Tensor:
         """Standardised statistics through the small head, in the statistics' dtype whatever that of the rest."""
@@ -111,7 +125,7 @@ class Tiny(nn.Module, HubModel):
 
     @torch.no_grad()
     def standardise(self, pooled: Tensor) -> None:
-        """Centre the head on statistics (N, 608) of typical pictures without changing what it says of any picture.
+        """Centre the head on statistics (N, 668) of typical pictures without changing what it says of any picture.
 
         A head whose inputs differ in scale by orders of magnitude hardly learns.
         """

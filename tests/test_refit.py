@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import math
 
 import numpy as np
 import pytest
@@ -50,23 +51,20 @@ def test_the_run_is_recorded(run):
 def test_a_fitted_head_says_what_the_statistics_say():
     """Statistics of a few causes, at scales a thousand times apart; severity is one cause, opinions are another."""
     torch.manual_seed(0)
-    mixing = torch.randn(6, 608) * torch.logspace(-1, 2, 608)
-    severities, labels = torch.rand(200, 7).sort(1)[0] * 4, torch.randn(300)
+    mixing = torch.randn(6, 668) * torch.logspace(-1, 2, 668)
+    severities, labels = torch.rand(200, 6).sort(1)[0] * 4, torch.randn(300)
     causes, others = torch.randn(200, 7, 6), torch.randn(300, 6)
-    causes[..., 0], causes[..., 1] = severities, 0
+    causes[..., 0], causes[..., 1] = torch.cat([severities, severities[:, -1:]], 1), 0
     others[:, 0], others[:, 1] = 2, labels
     ladders, opinions = causes @ mixing, others @ mixing
-    model, settings = (
-        Tiny().eval(),
-        argparse.Namespace(
-            seed=0, steps=150, batch=64, lr=3e-3, opinion_weight=1.0, dropout=0.3, slope=0.5, prediction_weight=1.0
-        ),
-    )
+    weights = {"opinion_weight": 1.0, "prediction_weight": 1.0, "back_weight": 0.0, "step_weight": 0.3}
+    settings = argparse.Namespace(seed=0, steps=150, batch=64, lr=3e-3, dropout=0.3, slope=0.5, **weights)
+    model = Tiny().eval()
     known = refit.Statistics(
         ladders[:150], severities[:150], opinions[:200], labels[:200], ladders[:150, 1:3] + 1, severities[:150, 1:3]
     )
     refit.fit(model, known, settings, "cpu")
-    fresh = model._head(ladders[150:]).squeeze(2)
+    fresh = model._head(ladders[150:, :6]).squeeze(2)
     assert spearmanr(fresh.flatten(), -severities[150:].flatten())[0] > 0.9
     assert spearmanr(model._head(opinions[200:]).squeeze(1), labels[200:])[0] > 0.9
 
@@ -77,12 +75,24 @@ def test_ladders_have_a_rung_on_the_way_back():
     statistics, severities = refit.ladder_statistics(
         model, crops, ("gaussian_blur", "darken"), torch.Generator().manual_seed(1)
     )
-    assert statistics.shape == (4, 7, 608)
-    assert severities.shape == (4, 7)
+    assert statistics.shape == (4, 7, 668)
+    assert severities.shape == (4, 6)
     levels = torch.arange(5.0)
     for row, kind in ((0, "gaussian_blur"), (3, "darken")):
         torch.testing.assert_close(severities[row, 1:6], batches.severity(kind, levels))
-    assert (severities[:, 6] < severities[:, 4]).all()
-    assert (severities[:, 6] > severities[:, 3]).all()
     darkest = model.pooled(torch.lerp(crops.clamp_min(1e-4) ** 3.5, crops, refit.RESTORED))
     np.testing.assert_allclose(statistics[2:, 6].numpy(), darkest.detach().numpy(), rtol=0.05, atol=0.02)
+
+
+def test_the_way_back_is_the_slope_in_units_of_the_severity():
+    """A score that rises by its severity over the whole way meets the objective's edge, softplus(0); a flat one not."""
+    severities = torch.tensor([[0.0, 1, 2, 3, 4, 5]])
+    rising = torch.cat([-severities, torch.tensor([[-4 * (1 - refit.RESTORED)]])], 1)
+    assert refit.way_back(rising, severities).item() == pytest.approx(math.log(2), rel=1e-4)
+    assert refit.way_back(torch.zeros(1, 7), severities).item() == pytest.approx(math.log1p(math.exp(4)), rel=1e-4)
+
+
+def test_neighbours_are_to_be_apart():
+    """Equal rungs cost softplus(0.3 / 0.2); rungs far apart nothing."""
+    assert refit.next_rung(torch.zeros(2, 6)).item() == pytest.approx(math.log1p(math.exp(1.5)), rel=1e-4)
+    assert refit.next_rung(-10 * torch.arange(6.0)[None]).item() < 1e-6

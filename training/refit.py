@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from safetensors.torch import load_file
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 from tqdm import tqdm
 
@@ -32,8 +32,10 @@ from .data import Photograph, clean_photographs, read, scored_photographs, split
 from .distill import learning_rate
 from .finetune import save
 
-RESTORED = 0.15
-"""How much of the way back the extra rung goes, from the fourth of five levels."""
+RESTORED = 0.02
+"""How much of the way back to the clean crop the last rung goes: so little that it tells the slope."""
+RESTORED_FROM = 4
+"""From which rung it goes; rung 0 is the clean crop."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,9 +43,9 @@ class Statistics:
     """What the head sees and is to say."""
 
     ladders: Tensor
-    """(P, 7, D): clean, five levels, and the fourth level a little restored."""
+    """(P, 7, D): clean, five levels, and rung `RESTORED_FROM` a little restored."""
     severities: Tensor
-    """(P, 7)."""
+    """(P, 6), without the last rung."""
     opinions: Tensor
     """(N, D), of whole pictures."""
     labels: Tensor
@@ -56,12 +58,10 @@ class Statistics:
 
 @torch.no_grad()
 def pooled(model: Tiny, images: Tensor, batch: int = 24) -> Tensor:
-    """`model.pooled` of images (N, 3, H, W) in [0, 1], as training computes it, (N, D) on the CPU."""
-    device, found = model.margin_mean.device, []
-    for part in images.split(batch):
-        with torch.autocast(device.type, torch.bfloat16):
-            found.append(model.pooled(part.to(device).contiguous(memory_format=torch.channels_last)).cpu())
-    return torch.cat(found)
+    """`model.pooled` of images (N, 3, H, W) in [0, 1], (N, D) on the CPU; float32, as half would hide small changes."""
+    device = model.margin_mean.device
+    parts = (part.to(device).contiguous(memory_format=torch.channels_last) for part in images.split(batch))
+    return torch.cat([model.pooled(part).cpu() for part in parts])
 
 
 def ladder_statistics(
@@ -75,10 +75,9 @@ def ladder_statistics(
                 clean,
                 *(distortions.distort(clean, kind, level.expand(len(clean)), generator) for level in levels),
             ]
-            rungs.append(torch.lerp(rungs[4], clean, RESTORED))
+            rungs.append(torch.lerp(rungs[RESTORED_FROM], clean, RESTORED))
             found.append(torch.stack([pooled(model, rung) for rung in rungs], 1))
-        cost = batches.severity(kind, levels)
-        row = torch.cat([torch.zeros(1), cost, cost[3:4] * (1 - RESTORED)])
+        row = torch.cat([torch.zeros(1), batches.severity(kind, levels)])
         severities.append(row.expand(len(crops), -1))
     return torch.cat(found), torch.cat(severities)
 
@@ -117,6 +116,22 @@ def gather(model: Tiny, args: argparse.Namespace) -> Statistics:
     return Statistics(ladders, severities, whole_pictures(model, scored), labels, predictions, costs)
 
 
+def next_rung(scores: Tensor) -> Tensor:
+    """Every rung is clearly below the one before it, however little the two differ; of scores (P, L)."""
+    return F.softplus((0.3 + scores.diff(dim=1)) / 0.2).mean()
+
+
+def way_back(scores: Tensor, severities: Tensor) -> Tensor:
+    """The head's slope on the way from a degraded crop to the clean one is at least what the degradation had cost.
+
+    Args:
+        scores: (P, 7), see `Statistics.ladders`.
+        severities: (P, 6).
+    """
+    slope = (scores[:, -1] - scores[:, RESTORED_FROM]) / RESTORED
+    return F.softplus(severities[:, RESTORED_FROM] - slope).mean()
+
+
 def fit(model: Tiny, known: Statistics, args: argparse.Namespace, device: torch.device) -> None:
     """Fit a fresh head in place; the rest of the model stays."""
     known = Statistics(*(value.to(device) for value in vars(known).values()))
@@ -127,11 +142,16 @@ def fit(model: Tiny, known: Statistics, args: argparse.Namespace, device: torch.
     for layer in (model.head[0], model.head[2]):
         layer.reset_parameters()
     model.head.requires_grad_(True)
-    head = nn.Sequential(model.head[0], model.head[1], nn.Dropout(args.dropout), model.head[2]).train()
+
+    def head(statistics: Tensor) -> Tensor:
+        """(R, L, D) -> (R, L); what is dropped out is the same along a row, or neighbours would differ by it."""
+        hidden = model.head[1](model.head[0](statistics))
+        return model.head[2](hidden * F.dropout(torch.ones_like(hidden[:, :1]), args.dropout)).squeeze(2)
+
     ladders, opinions, predictions = (
         (x - model.pooled_mean) / model.pooled_std for x in (known.ladders, known.opinions, known.predictions)
     )
-    optimiser = torch.optim.AdamW(head.parameters(), args.lr, weight_decay=0.1)
+    optimiser = torch.optim.AdamW(model.head.parameters(), args.lr, weight_decay=0.1)
     generator = torch.Generator().manual_seed(args.seed)
     progress = tqdm(range(args.steps), desc="head")
     for step in progress:
@@ -139,22 +159,25 @@ def fit(model: Tiny, known: Statistics, args: argparse.Namespace, device: torch.
             group["lr"] = learning_rate(args.lr, step, args.steps)
         rows = torch.randint(len(ladders), (args.batch,), generator=generator)
         picks = torch.randint(len(opinions), (128,), generator=generator)
-        scores, severities = head(ladders[rows]).squeeze(2), known.severities[rows]
-        guesses, labels = head(opinions[picks]).squeeze(1), known.labels[picks]
-        ranking = objectives.ladder_ranking(scores, severities, args.slope) + 0.1 * F.smooth_l1_loss(
-            scores, -severities
-        )
+        scores, severities = head(ladders[rows]), known.severities[rows]
+        guesses, labels = head(opinions[picks][:, None]).squeeze(1), known.labels[picks]
+        rungs = scores[:, :-1]
+        ranking = objectives.ladder_ranking(rungs, severities, args.slope) + 0.1 * F.smooth_l1_loss(rungs, -severities)
         opinion = F.smooth_l1_loss(guesses, labels) + objectives.correlation(guesses, labels)
-        loss = ranking + args.opinion_weight * opinion
+        steps = next_rung(rungs)
+        back = way_back(scores, severities)
+        loss = ranking + args.opinion_weight * opinion + args.back_weight * back + args.step_weight * steps
         if len(predictions):
             rows = torch.randint(len(predictions), (args.batch,), generator=generator)
-            order = objectives.ladder_ranking(head(predictions[rows]).squeeze(2), known.costs[rows])
+            order = objectives.ladder_ranking(head(predictions[rows]), known.costs[rows])
             loss = loss + args.prediction_weight * order
         optimiser.zero_grad(set_to_none=True)
         loss.backward()
         optimiser.step()
         if step % 50 == 49:
-            progress.set_postfix(ranking=f"{ranking.item():.3f}", opinion=f"{opinion.item():.3f}")
+            progress.set_postfix(
+                ranking=f"{ranking.item():.3f}", back=f"{back.item():.3f}", opinion=f"{opinion.item():.3f}"
+            )
     model.eval().requires_grad_(False)
 
 
@@ -171,6 +194,8 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--dropout", type=float, default=0.3, help="of the hidden layer (%(default)s)")
     parser.add_argument("--slope", type=float, default=1.0, help="ranking margin per unit of severity (%(default)s)")
     parser.add_argument("--opinion-weight", type=float, default=1.0, help="of people's scores (%(default)s)")
+    parser.add_argument("--step-weight", type=float, default=1.0, help="of the order of neighbours (%(default)s)")
+    parser.add_argument("--back-weight", type=float, default=0.3, help="of the way back to the clean (%(default)s)")
     parser.add_argument("--prediction-weight", type=float, default=0.3, help="of denoised predictions (%(default)s)")
     parser.add_argument("--crop", type=int, default=128, help="side of the ladder crops, px (%(default)s)")
     parser.add_argument("--each", type=int, default=2, help="crops per photograph (%(default)s)")

@@ -1,4 +1,4 @@
-"""Train the demo generator's autoencoder, a small diffusers AutoencoderTiny (f8, 8 latent channels).
+"""Train the demo generator's autoencoder, a small diffusers AutoencoderTiny (f8, 32 latent channels).
 
     python recipes/demo_generator/autoencoder.py --corpus corpus.npz --out runs/vae
     python recipes/demo_generator/autoencoder.py --corpus corpus.npz --out runs/vae-fine --decoder-of runs/vae
@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
-LATENT_CHANNELS = 8
+LATENT_CHANNELS = 32
 
 
 def build() -> AutoencoderTiny:
@@ -122,6 +122,15 @@ def judge_step(judge: Discriminator, optimiser: torch.optim.Optimizer, decoded: 
     return loss.item()
 
 
+@torch.no_grad()
+def grow(model: nn.Module, narrower: nn.Module) -> None:
+    """Copy the weights of the same network with fewer latent channels; inputs from the new channels start at zero."""
+    for new, old in zip(model.parameters(), narrower.parameters(), strict=True):
+        if new.ndim > 1 and new.shape[1] > old.shape[1]:
+            new[:, old.shape[1] :] = 0
+        new[tuple(slice(extent) for extent in old.shape)] = old
+
+
 def tidy(folder: Path) -> None:
     """Take from the config files below a saved folder what only warns when it is read, and paths of this machine."""
     for path in (*folder.rglob("config.json"), *folder.glob("model_index.json")):
@@ -138,8 +147,11 @@ def save(vae: AutoencoderTiny, folder: Path) -> None:
     tidy(folder)
 
 
-def train(vae: AutoencoderTiny, corpus: Tensor, args: argparse.Namespace) -> None:
-    """Train for `args.minutes`, in place; with `args.decoder_of` the decoder alone, against a judge."""
+def train(vae: AutoencoderTiny, corpus: Tensor, args: argparse.Namespace, anchor: nn.Module | None = None) -> None:
+    """Train for `args.minutes`, in place; with `args.decoder_of` the decoder alone, against a judge.
+
+    The first latent channels stay near what the encoder `anchor` answers, so a generator of those can go on from there.
+    """
     generator, adversarial = torch.Generator().manual_seed(0), args.decoder_of is not None
     vae.to(memory_format=torch.channels_last).encoder.requires_grad_(not adversarial)
     judge = Discriminator().to(memory_format=torch.channels_last)
@@ -154,7 +166,16 @@ def train(vae: AutoencoderTiny, corpus: Tensor, args: argparse.Namespace) -> Non
         images = batch(corpus, args.batch, args.crop, generator)
         latents, decoded = reconstruct(vae, images)
         error, energy = decoded - images, energy_loss(decoded, images)
-        loss = error.abs().mean() + F.avg_pool2d(error, 4).abs().mean() + 0.3 * energy + 0.02 * channel_balance(latents)
+        loss = (
+            error.abs().mean()
+            + F.avg_pool2d(error, 4).abs().mean()
+            + args.energy * energy
+            + 0.02 * channel_balance(latents)
+        )
+        if anchor is not None:
+            with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+                kept = anchor(images * 2 - 1).float()
+            loss = loss + 0.2 * F.mse_loss(latents[:, : kept.shape[1]].float(), kept)
         if adversarial:
             loss = loss + adversarial_loss(judge, decoded, images)
         optimiser.zero_grad(set_to_none=True)
@@ -178,14 +199,18 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--minutes", type=float, default=10, help="how long to train; the learning rate follows")
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--crop", type=int, default=64, help="side of the training crops, px; a multiple of 8")
-    parser.add_argument("--init", type=Path, help="go on from this autoencoder")
+    parser.add_argument("--energy", type=float, default=0.1, help="weight of the local energy (%(default)s)")
+    parser.add_argument("--init", type=Path, help="go on from this autoencoder, of as many latent channels or fewer")
     parser.add_argument("--decoder-of", type=Path, help="go on from this autoencoder with its encoder frozen")
     args = parser.parse_args(arguments)
     torch.manual_seed(0)
     corpus = torch.from_numpy(np.load(args.corpus)["images"])
-    init = args.decoder_of or args.init
-    vae = AutoencoderTiny.from_pretrained(init) if init else build()
-    train(vae, corpus, args)
+    vae, init, anchor = build(), args.decoder_of or args.init, None
+    if init:
+        before = AutoencoderTiny.from_pretrained(init)
+        grow(vae, before)
+        anchor = None if args.decoder_of else before.encoder.requires_grad_(False)
+    train(vae, corpus, args, anchor)
     save(vae, args.out)
 
 

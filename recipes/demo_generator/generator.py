@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from autoencoder import tidy
+from autoencoder import LATENT_CHANNELS, grow, tidy
 from corpus import WORDS
 from diffusers import AutoencoderTiny, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from torch import Tensor, nn
@@ -57,7 +57,8 @@ def build_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
 
 def build_unet() -> UNet2DConditionModel:
     return UNet2DConditionModel(
-        sample_size=16, in_channels=8, out_channels=8, block_out_channels=(96, 192), layers_per_block=1,
+        sample_size=16, in_channels=LATENT_CHANNELS, out_channels=LATENT_CHANNELS,
+        block_out_channels=(96, 192), layers_per_block=1,
         down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"), up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
         cross_attention_dim=128, attention_head_dim=4,
     )  # fmt: skip
@@ -91,7 +92,7 @@ def prompts(attributes: np.ndarray, thirds: np.ndarray, rng: np.random.Generator
 
 @torch.no_grad()
 def encode(images: np.ndarray, vae: AutoencoderTiny) -> Tensor:
-    """Latents of the images and of their mirror images, (2, N, 8, 16, 16) half precision."""
+    """Latents of the images and of their mirror images, (2, N, C, 16, 16) half precision."""
     latents, encoder = [], vae.encoder.to(memory_format=torch.channels_last)
     for chunk in tqdm(torch.from_numpy(images).split(32), desc="latents"):
         x = (chunk.float() / 127.5 - 1).contiguous(memory_format=torch.channels_last)
@@ -227,8 +228,8 @@ def main(arguments: list[str] | None = None) -> None:
     if args.init:
         pipe = StableDiffusionPipeline.from_pretrained(args.init)
         for model in (state.model, state.average):
-            model["unet"].load_state_dict(pipe.unet.state_dict())
-            model["text"].load_state_dict(pipe.text_encoder.state_dict())
+            grow(model["unet"], pipe.unet)
+            grow(model["text"], pipe.text_encoder)
     if args.resume:
         resume(state, args.out / "checkpoint.pt")
     train(state, latents, words, vae, args)
