@@ -18,6 +18,7 @@ from tiny_pipelines import tiny_pipeline
 
 from iqguide import RewardGuidance
 from iqguide.guidance.ancestral import ancestral
+from iqguide.guidance.denoiser import counted_rows
 from iqguide.guidance.diffusers import guided
 from iqguide.guidance.particles import effective_sample_size, fk_steering, systematic
 from iqguide.guidance.redraw import redraw
@@ -228,7 +229,9 @@ def test_all_particles_can_be_made_again():
     again = fk_steering(pipe, brightness, **ranking.settings)
     assert torch.equal(again.images, ranking.images)
     assert torch.equal(again.log_weights, ranking.log_weights)
-    batched = fk_steering(pipe, brightness, **(ranking.settings | {"batch_size": 3}))
+    with counted_rows(pipe) as rows:
+        batched = fk_steering(pipe, brightness, **(ranking.settings | {"batch_size": 3}))
+    assert set(rows) == {2 * 3, 2 * 1}  # classifier-free guidance doubles a batch; four particles are three and one
     torch.testing.assert_close(batched.images, ranking.images, atol=1e-3, rtol=0)
 
 
