@@ -1,6 +1,7 @@
 """The network of `tiny`, and the weights of it that come with the package."""
 
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -170,18 +171,29 @@ def made_picture(rng):
     return torch.from_numpy(picture.clip(0, 255)).permute(2, 0, 1).float() / 255
 
 
-UNSEEN = pytest.mark.xfail(strict=True, reason="not seen on made shapes with this version's weights")
+KINDS = ("gaussian_blur", "white_noise", "jpeg")
 
 
-@pytest.mark.parametrize(
-    "name",
-    [pytest.param("gaussian_blur", marks=UNSEEN), "white_noise", pytest.param("jpeg", marks=UNSEEN)],
-)
-def test_the_bundled_model_sees_severe_degradations(bundled, name):
+def falls(model, clean, kind):
+    """By how much the mean margin falls from clean pictures to the most degraded ones."""
+    ruined = distortions.distort(clean, kind, torch.full((len(clean),), 4.0), torch.Generator().manual_seed(0))
+    return (model.margin(clean).mean() - model.margin(ruined).mean()).item()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_bundled_model_sees_severe_degradations(bundled, kind):
+    """On five photographs that it never saw; see NOTICE."""
+    paths = sorted((Path(__file__).parent / "photographs").glob("*.jpg"))
+    clean = torch.stack([to_tensor(read(path)) for path in paths]).float() / 255
+    assert len(clean) == 5
+    assert falls(bundled, clean, kind) > 0.5
+
+
+@pytest.mark.xfail(strict=True, reason="clean drawn shapes count as ruined photographs with this version's weights")
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_bundled_model_sees_severe_degradations_of_drawn_shapes(bundled, kind):
     rng = np.random.default_rng(0)
-    clean = torch.stack([made_picture(rng) for _ in range(6)])
-    ruined = distortions.distort(clean, name, torch.full((6,), 4.0), torch.Generator().manual_seed(0))
-    assert bundled.margin(ruined).mean() < bundled.margin(clean).mean() - 0.5
+    assert falls(bundled, torch.stack([made_picture(rng) for _ in range(6)]), kind) > 0.5
 
 
 @pytest.fixture(scope="module")
@@ -205,7 +217,7 @@ def test_it_agrees_with_people_on_photographs_it_never_saw(bundled, data_dir):
     assert spearmanr(scores, [p.mos for p in photographs])[0] >= 0.60
 
 
-@pytest.mark.xfail(strict=True, reason="reached with this version's weights: 87 % of the steps fall")
+@pytest.mark.xfail(strict=True, reason="reached with this version's weights: 90 % of the steps fall")
 @pytest.mark.data
 def test_ladders_fall_on_photographs_it_never_saw(bundled, held_out):
     generator, falls = torch.Generator().manual_seed(0), {}
@@ -238,7 +250,7 @@ def test_series_of_tid2013_fall_from_level_to_level(bundled, data_dir):
     assert np.mean(steps) >= 0.95
 
 
-@pytest.mark.xfail(strict=True, reason="reached with this version's weights: blur 81 %, noise 100 %, JPEG 88 %")
+@pytest.mark.xfail(strict=True, reason="reached with this version's weights: blur 94 %, noise 100 %, JPEG 88 %")
 @pytest.mark.data
 def test_its_gradient_points_back_to_the_clean_picture(bundled, data_dir):
     """Climbing the margin a little from a degraded photograph brings it nearer to the clean one."""
