@@ -29,7 +29,7 @@ def kinds(tiny):
 
 
 def sampling_of(
-    search, tiny, model, channels, *, sampler="euler", steps=8, denoise=1.0, latent=None, scheduler="karras"
+    search, tiny, model, channels, *, sampler="euler", steps=6, denoise=1.0, latent=None, scheduler="karras"
 ):
     latent = {"samples": torch.zeros(1, channels, 4, 4)} if latent is None else latent
     prompts = tiny.conditioning(seed=1), tiny.conditioning(seed=2)
@@ -56,9 +56,9 @@ def alone(tiny, sampling, seed):
 
 
 def check(search, tiny, sampling, batch_size, tolerance):
-    found = run(search, sampling, range(3, 8), by_mean, keep=2, shares=SHARES, batch_size=batch_size)
-    assert len(found.seeds) == 2
-    assert sorted([*found.seeds, *(each.seed for each in found.dropped)]) == list(range(3, 8))
+    found = run(search, sampling, range(3, 6), by_mean, shares=SHARES, batch_size=batch_size)
+    assert [each.share for each in found.dropped] == list(SHARES)
+    assert sorted([*found.seeds, *(each.seed for each in found.dropped)]) == [3, 4, 5]
     for seed, latent in zip(found.seeds, found.latents, strict=True):
         expected = alone(tiny, sampling, seed)[0]
         error = (latent - expected).abs().max() / expected.abs().max()
@@ -69,7 +69,7 @@ def check(search, tiny, sampling, batch_size, tolerance):
 def test_winners_are_what_ksampler_makes_of_their_seeds(sampler, search, tiny, kinds):
     sampling = sampling_of(search, tiny, *kinds["v"][:2], sampler=sampler)
     check(search, tiny, sampling, 1, 0.0)
-    check(search, tiny, sampling, 3, 1e-4)
+    check(search, tiny, sampling, 2, 1e-4)
 
 
 @pytest.mark.slow
@@ -80,7 +80,7 @@ def test_every_sampler_of_the_checkout(kind, search, tiny, kinds):
     for sampler in comfy.samplers.SAMPLER_NAMES:
         sampling = sampling_of(search, tiny, *kinds[kind][:2], sampler=sampler)
         check(search, tiny, sampling, 1, 0.0)
-        check(search, tiny, sampling, 3, 1e-3)
+        check(search, tiny, sampling, 2, 1e-3)
 
 
 def rows_evaluated(model, monkeypatch):
