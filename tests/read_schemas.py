@@ -35,6 +35,7 @@ def use_comfyui():
     from comfy.cli_args import args
 
     args.cpu = True
+    import utils.extra_config  # noqa: F401 - before the `nodes` of older versions hide it, as in ComfyUI's main.py
 
 
 def as_plain(schema):

@@ -18,6 +18,7 @@ import comfy.ops
 import comfy.sd
 import comfy.supported_models
 import torch
+import utils.extra_config  # noqa: F401 - before the `nodes` of older versions hide it, as in ComfyUI's main.py
 from comfy.taesd.taesd import TAESD
 
 import nodes
