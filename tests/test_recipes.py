@@ -10,7 +10,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from diffusers import AutoencoderTiny, FluxPipeline, StableDiffusionPipeline, StableDiffusionXLPipeline
+from diffusers import (
+    AutoencoderTiny,
+    FluxPipeline,
+    StableDiffusionPipeline,
+    StableDiffusionXLPipeline,
+    UNet2DConditionModel,
+)
 from made_photographs import texture, training_folder
 from PIL import Image
 from tiny_pipelines import prompted_pipeline, tiny_pipeline, tiny_tae
@@ -115,10 +121,34 @@ def test_autoencoder_is_one_of_diffusers(autoencoder, runs):
     images = torch.rand(1, 3, 64, 64)
     with torch.no_grad():
         latents = first.encoder(images * 2 - 1)
-        assert latents.shape == (1, 8, 8, 8)
+        assert latents.shape == (1, 32, 8, 8)
         assert fine.decoder(latents).shape == images.shape
     for a, b in zip(fine.encoder.parameters(), first.encoder.parameters(), strict=True):
         assert torch.equal(a, b)  # --decoder-of leaves it alone
+
+
+def test_a_network_grown_to_more_latent_channels_says_what_it_said(recipe):
+    wide = recipe("generator").build_unet().eval()
+    narrow = UNet2DConditionModel.from_config({**wide.config, "in_channels": 8, "out_channels": 8}).eval()
+    recipe("autoencoder").grow(wide, narrow)
+    latents, words = torch.randn(2, 32, 16, 16), torch.randn(2, 16, 128)
+    with torch.no_grad():
+        said, before = wide(latents, 500, words).sample, narrow(latents[:, :8], 500, words).sample
+    torch.testing.assert_close(said[:, :8], before, rtol=1e-4, atol=1e-5)
+
+
+def test_an_autoencoder_grows_from_one_of_fewer_channels(recipe, corpus, runs):
+    module = recipe("autoencoder")
+    before = AutoencoderTiny.from_config({**module.build().config, "latent_channels": 8})
+    before.save_pretrained(runs / "narrow")
+    shared = ["--corpus", str(corpus), "--minutes", A_STEP, "--batch", "2", "--crop", "32"]
+    module.main([*shared, "--init", str(runs / "narrow"), "--out", str(runs / "grown")])
+    grown = AutoencoderTiny.from_pretrained(runs / "grown")
+    images = torch.rand(1, 3, 64, 64) * 2 - 1
+    with torch.no_grad():  # after a step or two
+        latents = grown.encoder(images)
+        torch.testing.assert_close(latents[:, :8], before.encoder(images), rtol=0, atol=0.2)
+    assert latents.shape == (1, 32, 8, 8)
 
 
 def test_saved_config_files_are_tidy(generator):
