@@ -34,6 +34,7 @@ class FullGradient:
     def installed(self) -> Iterator[None]:
         """While open, runs begin with gradients, and the denoiser keeps no activations but computes them again."""
         networks = [part for part in self._pipe.components.values() if isinstance(part, nn.Module)]
+        outside = torch.is_grad_enabled()  # what `_record` finds later is the mode inside the pipeline's call
         with ExitStack() as stack:
             stack.enter_context(frozen(networks))
             stack.enter_context(checkpointed(self._pipe))
@@ -42,10 +43,12 @@ class FullGradient:
             try:
                 yield
             finally:
-                self._rest()
+                self._before = None
+                torch.set_grad_enabled(outside)
 
     def _begin(self, _: Any, result: Any) -> None:
         latents = result if isinstance(result, Tensor) else result[0]
+        self._before = None
         self._record(latents)
 
     def _record(self, latents: Tensor) -> None:

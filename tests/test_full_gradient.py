@@ -21,11 +21,13 @@ def warmth(images):
 
 @pytest.fixture(autouse=True)
 def one_thread():
-    """Networks this small are faster without threads."""
+    """Networks this small are faster without threads; and whatever a test does, gradients stay switched on outside."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+    on, _ = torch.is_grad_enabled(), torch.set_grad_enabled(True)
+    assert on
 
 
 def draw(pipe, inputs, seed=0):
