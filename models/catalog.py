@@ -119,11 +119,11 @@ MODELS: dict[str, ModelSpec] = {
         ModelSpec(
             name="bpclip-mini",
             summary="bpclip at a size that trains on a desktop: half-width ResNet-18, 5 million parameters",
-            licence="of whoever trains them",
+            licence="Apache-2.0",
             filename="bpclip-mini.safetensors",
             paper="https://arxiv.org/abs/2506.17969",
-            native_size=384,
-            trained=False,
+            native_size=512,
+            megabytes=10,
         ),
     )
 }
