@@ -1,4 +1,4 @@
-"""Settings of a training run: a JSON or TOML file, and flags that go before it."""
+"""Settings of a training run: a JSON or TOML file, and flags that overrule it."""
 
 from __future__ import annotations
 

@@ -16,8 +16,6 @@ from ..images import load_images, resize_short_side
 from .correlation import correlations, intervals
 from .datasets import Sample, official_split, seeded_splits
 
-PROTOCOLS = ("all", "test", "ten")
-
 
 def distributed_device() -> tuple[torch.device | None, bool]:
     """The device of this process where accelerate runs several, else None; and whether this one does the talking."""
