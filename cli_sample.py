@@ -88,6 +88,7 @@ def run_sample(options: argparse.Namespace) -> int:
     guidance = _guidance(reward, options.guide, decoder)
     settings = call | {"pipeline": options.pipeline, "model": options.model, "weights": options.weights}
     settings |= {"guide": guidance.scale if guidance else None, "decoder": options.decoder, "judged_by": options.judge}
+    settings |= {"judge_weights": options.judge and options.judge_weights, "dtype": options.dtype}
     halving = HALVING if options.halving is True else options.halving or ()
     settings |= {"best_of": options.best_of, "halving": list(halving) or None, "iqguide": __version__}
     done = finished(out, options.seeds, settings) if options.resume else {}

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from .charts import bars
 from .cli import FAILED, INTERRUPTED, OK, one_line, progress, say
 from .images import IMAGE_SUFFIXES, ImageError, load_images, resize_short_side, save_image
-from .models import MODELS, create_model
+from .models import BPCLIP, MODELS, create_model
 from .rerank import best_first, equal_sized, score_batch
 from .rewards import FullReference, Reward
 
@@ -145,6 +145,10 @@ def _explainer(model: nn.Module, options: argparse.Namespace, reference: list[Te
         return None
     if not hasattr(model, "describe"):
         raise ValueError(f"{options.model} has nothing to explain its score with; use bpclip, qualiclip or clipiqa.")
+    if isinstance(model, BPCLIP) and model.config.text_source == "random":
+        say(
+            f"iqguide: the adjectives of this {options.model} are random directions: words and dimensions mean nothing."
+        )
     return lambda image: model.describe(image, *reference).parts
 
 

@@ -82,7 +82,8 @@ def test_json_has_the_parts(run, folder, weights):
 
 
 def test_table_shows_dimensions_before_adjectives(run, folder, weights):
-    out = run("score", folder / "a.png", "--model", "bpclip", "--weights", weights, "--explain")[1]
+    _, out, err = run("score", folder / "a.png", "--model", "bpclip", "--weights", weights, "--explain")
+    assert "are random directions" in err
     lines = [line.split() for line in out.splitlines()]
     assert lines[0][1] == str(folder / "a.png")
     assert lines[1] == ["dimensions"]

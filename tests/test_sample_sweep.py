@@ -14,6 +14,7 @@ from tiny_pipelines import prompted_pipeline, tiny_tae
 from iqguide import cli, cli_sample, create_model
 from iqguide.cli_sweep import verdict
 from iqguide.images import to_tensor
+from iqguide.models import save_model
 
 RANDOM = ["--weights", "random", "--device", "cpu"]
 
@@ -145,6 +146,19 @@ def test_a_killed_run_is_resumed(sample, tmp_path, monkeypatch):
     status, _, err = sample("--seeds", "0:4", "--resume", steps=3)
     assert status == 2
     assert "0.png was made with num_inference_steps 2, and now it is 3" in err
+    for changed in (JUDGE, ["--dtype", "bfloat16"]):
+        status, _, err = sample("--seeds", "0:4", "--resume", *changed)
+        assert status == 2
+        assert "0.png was made with" in err
+
+
+def test_scores_of_two_judges_are_not_mixed(sample, tmp_path):
+    sample("--seeds", "0", *JUDGE)
+    other = tmp_path / "judge.safetensors"
+    save_model(create_model("bpclip-mini", weights="random", seed=1), other)
+    status, _, err = sample("--seeds", "0:2", "--resume", "--judge", "bpclip-mini", "--judge-weights", other)
+    assert status == 2
+    assert "0.png was made with judge_weights 'random'" in err
 
 
 @pytest.mark.slow
