@@ -369,8 +369,9 @@ def test_every_setting_is_a_flag(field):
         flag,
         *(value if isinstance(value, tuple) else [json.dumps(value) if isinstance(value, dict) else str(value)]),
     ]
-    if field.name in ("mixed_precision", "tracker", "dataset"):
-        value = {"mixed_precision": "fp16", "tracker": "wandb", "dataset": "spaq"}[field.name]
+    choices = {"mixed_precision": "fp16", "tracker": "wandb", "dataset": "spaq", "twins": "published"}
+    if field.name in choices:
+        value = choices[field.name]
         given = [flag, value]
     other = {}
     if field.name in ("dataset", "root"):  # they belong together

@@ -25,6 +25,7 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
+from accelerate.tracking import get_available_trackers
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
@@ -266,6 +267,8 @@ def prepare(config: FinetuneConfig, resume: bool = False) -> tuple[Accelerator, 
         ValueError: data, a setting or the tracker is not what it should be.
         WeightsError: the file to start from cannot be used.
     """
+    if config.tracker and config.tracker not in [str(tracker) for tracker in get_available_trackers()]:
+        raise ValueError(f"the tracker {config.tracker} is not installed; pip install {config.tracker}.")
     config.out.mkdir(parents=True, exist_ok=True)
     accelerator = Accelerator(
         mixed_precision=config.mixed_precision,
@@ -274,8 +277,6 @@ def prepare(config: FinetuneConfig, resume: bool = False) -> tuple[Accelerator, 
         project_dir=config.out,
     )
     if config.tracker:
-        if not accelerator.log_with:
-            raise ValueError(f"the tracker {config.tracker} is not installed; pip install {config.tracker}.")
         settings = {key: value for key, value in jsonable(config).items() if isinstance(value, str | int | float)}
         accelerator.init_trackers("iqguide", settings)
     material, state = gather(config), start(config, accelerator)

@@ -198,9 +198,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--steps", type=int, default=1000, help="optimiser steps (%(default)s)")
     parser.add_argument("--ladders", type=int, default=24, help="ladders of small crops a step (%(default)s)")
     parser.add_argument("--opinions", type=int, default=16, help="human-scored crops a step (%(default)s)")
-    parser.add_argument(
-        "--lr", type=float, default=4e-4, help="highest learning rate; 1.5e-3 diverges (%(default)s)"
-    )
+    parser.add_argument("--lr", type=float, default=4e-4, help="highest learning rate; 1.5e-3 diverges (%(default)s)")
     parser.add_argument("--weight-decay", type=float, default=0.05, help="of AdamW (%(default)s)")
     parser.add_argument("--slope", type=float, default=1.0, help="ranking margin per unit of severity (%(default)s)")
     parser.add_argument("--crop", type=int, default=128, help="side of the ladder crops, px (%(default)s)")
