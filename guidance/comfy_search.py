@@ -119,7 +119,9 @@ def fitting(sampling: Sampling, latent: Tensor, most: int) -> int:
     }
     one, _ = comfy.sampler_helpers.estimate_memory(model, latent.shape, conds)
     management = comfy.model_management
-    loaded = sum(each.model_loaded_memory() for each in management.current_loaded_models if each.device == device)
+    # the list keeps entries of models that nobody holds any more
+    here = (each for each in management.current_loaded_models if each.model is not None and each.device == device)
+    loaded = sum(each.model_loaded_memory() for each in here)
     weights = sum(each.model_size() for each in (model, *model.get_nested_additional_models()))
     free = management.get_free_memory(device) + loaded - weights - management.extra_reserved_memory()
     return max(1, min(most, int(free // one)))
