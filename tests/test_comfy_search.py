@@ -1,5 +1,7 @@
 """Best of N inside the real ComfyUI: a candidate that is left and entered again ends where KSampler ends."""
 
+import gc
+
 import pytest
 import torch
 
@@ -200,6 +202,7 @@ def test_progress_and_interrupt(search, tiny, kinds, monkeypatch):
 def test_chunks_fit_into_memory(search, tiny, kinds, monkeypatch):
     import comfy.model_management as mm
     import comfy.sampler_helpers
+    from comfy.model_patcher import ModelPatcher
 
     model, channels, _ = kinds["v"]
     sampling = sampling_of(search, tiny, model, channels)
@@ -207,7 +210,10 @@ def test_chunks_fit_into_memory(search, tiny, kinds, monkeypatch):
     assert search.fitting(sampling, latent, 5) == 5
     conds = {"positive": comfy.sampler_helpers.convert_cond(sampling.positive)}
     one, _ = comfy.sampler_helpers.estimate_memory(model, latent.shape, conds)
-    monkeypatch.setattr(mm, "current_loaded_models", [])
+    gone = mm.LoadedModel(ModelPatcher(torch.nn.Linear(1, 1), *[torch.device("cpu")] * 2))  # it holds its model weakly
+    gc.collect()
+    assert gone.model is None
+    monkeypatch.setattr(mm, "current_loaded_models", [gone])
     for room, expected in ((2.5, 2), (0.1, 1)):
         free = model.model_size() + mm.extra_reserved_memory() + room * one
         monkeypatch.setattr(mm, "get_free_memory", lambda device=None, free=free: free)
