@@ -7,6 +7,7 @@ photographs. Guidance differentiates the margin where there is one, so every wra
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
@@ -15,6 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from .images import resize_short_side
+
+logger = logging.getLogger(__name__)
 
 
 @runtime_checkable
@@ -108,6 +111,8 @@ class Attributes:
                 f"got the weights {dict(weights)}; expected at least one that is not 0, for names among"
                 f" {', '.join(sorted(signs))}."
             )
+        if not hasattr(model, "logits") and model.config.text_source == "random":
+            logger.warning("The adjectives of this model are random directions: they do not mean what their names say.")
         self.model = model
         self.inner = (model,)
         shares = sum(torch.tensor(signs[name]) * (weight / total) for name, weight in weights.items())

@@ -12,8 +12,9 @@ from made_photographs import training_folder
 from safetensors.torch import load_file
 from scipy.stats import spearmanr
 
+from iqguide.models.save import save_tiny
 from iqguide.models.tiny import Tiny
-from iqguide.training import batches, finetune, refit
+from iqguide.training import batches, refit
 
 SMALL = "--steps 60 --batch 16 --crop 48 --each 1 --large-crop 64 --large 2".split()
 
@@ -25,7 +26,7 @@ def run(tmp_path_factory):
     data = training_folder(folder / "data")
     torch.manual_seed(0)
     before = folder / "before.safetensors"
-    finetune.save(Tiny(), before)
+    save_tiny(Tiny(), before)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("ACCELERATE_USE_CPU", "true")
         AcceleratorState._reset_state(reset_partial_state=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -25,6 +26,7 @@ RESTORABLE = tuple(kind for kind in LADDER_KINDS if kind not in ("color_shift", 
 # how often a kind is drawn, 4 for those not named; codecs, blur and noise are what web pictures suffer from
 WEIGHTS = {"jpeg2000": 8.0, "jpeg": 16.0, "gaussian_blur": 8.0, "white_noise": 7.0, "grain": 8.0, "pixelate": 6.0}
 EACH = 3  # crops per scored photograph
+Values = TypeVar("Values", float, np.ndarray, Tensor)
 
 
 def _draw(kinds: tuple[str, ...], rng: np.random.Generator) -> str:
@@ -52,9 +54,13 @@ class Opinions:
         return self.images[picks].float() / 255, self.labels[picks]
 
 
-def raw_units(mos: np.ndarray | float) -> np.ndarray | float:
+RAW_UNIT = 14.0
+"""Of MOS; see `raw_units`."""
+
+
+def raw_units(mos: Values) -> Values:
     """MOS 0 to 100 -> the model's raw units, where a clean photograph is near 0 and a ruined one near -4.5."""
-    return (np.asarray(mos) - 75.0) / 14.0
+    return (mos - 75.0) / RAW_UNIT
 
 
 class Crops:

@@ -20,11 +20,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
+from ..models.save import save_tiny
 from ..models.tiny import WIDTHS, Tiny
 from . import batches, distortions
 from .batches import Crops
 from .data import clean_photographs, scored_photographs, split
-from .finetune import save
 from .teacher import Squeezenet
 
 FIRES = (3, 7, 9)  # at a quarter, an eighth and a sixteenth of the size, as the last three stages of `tiny`
@@ -108,7 +108,7 @@ def distil(args: argparse.Namespace) -> None:
         if step % 20 == 19:
             progress.set_postfix(loss=f"{running:.3f}")
         if accelerator.is_main_process and (step % 300 == 299 or step + 1 == args.steps):
-            save(accelerator.unwrap_model(student).tiny, args.out / "tiny.safetensors")
+            save_tiny(accelerator.unwrap_model(student).tiny, args.out / "tiny.safetensors")
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -33,10 +33,9 @@ from tqdm import tqdm
 
 from ..models.create import create_model
 from ..models.save import save_model
-from ..models.save import save_tiny as save  # noqa: F401 - the other trainings of `tiny` take it from here
 from ..models.weights import WeightsError
 from . import calibrate, learners, objectives
-from .batches import ladders
+from .batches import RAW_UNIT, ladders
 from .config import FinetuneConfig, jsonable, parse_config
 from .learners import Judge
 from .material import CENTRE, Batches, Material, draws, gather, numbers
@@ -127,7 +126,7 @@ def losses(
         scores, labels = whole(model(batch["scored"]).float()), whole(batch["labels"])
         agreement = F.smooth_l1_loss(scores, labels) + objectives.correlation(scores, labels)
         found["opinion"] = config.opinion_weight * agreement
-        found["squared"] = config.squared_weight * F.mse_loss(0.14 * scores, 0.14 * labels)  # a raw unit is 14 of 100
+        found["squared"] = config.squared_weight * F.mse_loss(scores * RAW_UNIT / 100, labels * RAW_UNIT / 100)
     if "twins" in batch:
         twins = batch["twins"]
         positive, negative = (

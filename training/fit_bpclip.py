@@ -26,7 +26,7 @@ from ..models.bpclip import BPCLIP
 from ..models.bpclip_files import save_bpclip
 from ..models.create import create_model
 from . import batches, distortions, objectives
-from .batches import Crops
+from .batches import Crops, raw_units
 from .calibrate import held_out_crops, measure
 from .config import FinetuneConfig
 from .data import clean_photographs, scored_photographs, split
@@ -144,7 +144,7 @@ def losses(model: BPCLIP, known: Known, args: argparse.Namespace, generator: tor
         with torch.autocast(device.type, torch.bfloat16):
             found = vectors(model, maps.to(device))
         # as `tiny` counts: a clean photograph is near 0, a ruined one near -4.5
-        return (100 * model.judge(found) - 75) / 14
+        return raw_units(100 * model.judge(found))
 
     ranking, severity = [], []
     for kind, count in zip(known.ladders, (args.ladders, args.ladders // 4, args.ladders // 2), strict=False):
@@ -154,7 +154,7 @@ def losses(model: BPCLIP, known: Known, args: argparse.Namespace, generator: tor
         if costs.shape[1] > 2:  # of a denoised prediction only the order is known
             severity.append(F.smooth_l1_loss(scores, -costs))
     picks = torch.randint(len(known.labels), (args.opinions,), generator=generator)
-    scores, labels = raw(known.opinions[picks].float()), ((100 * known.labels[picks] - 75) / 14).float().to(device)
+    scores, labels = raw(known.opinions[picks].float()), raw_units(100 * known.labels[picks]).float().to(device)
     opinion = F.smooth_l1_loss(scores, labels) + 2 * objectives.correlation(scores, labels)
     return {"ranking": sum(ranking) / len(ranking), "severity": 0.1 * sum(severity), "opinion": opinion}
 

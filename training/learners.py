@@ -14,6 +14,7 @@ from ..models.bpclip import FULL, MINI, BPCLIPConfig
 from ..models.clip import ClipConfig
 from ..models.create import create_model
 from . import calibrate
+from .batches import raw_units
 from .config import FinetuneConfig
 
 NEVER_USED = ("visual.attnpool.positional_embedding",)  # part of CLIP's layout, not of what we compute
@@ -51,9 +52,9 @@ class Judge(nn.Module):
 
     def _raw(self, images: Tensor) -> Tensor:
         if hasattr(self.model, "logits"):  # an opinion by the line that touches the sigmoid at 0, which never saturates
-            return (100 * (0.5 + self.model.logits(images).mean(1) / 4) - 75) / 14
+            return raw_units(100 * (0.5 + self.model.logits(images).mean(1) / 4))
         raw = self.model.raw(images)
-        return (100 * raw - 75) / 14 if hasattr(self.model, "set_attention") else raw
+        return raw_units(100 * raw) if hasattr(self.model, "set_attention") else raw
 
 
 def make(config: FinetuneConfig) -> Judge:

@@ -23,6 +23,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from tqdm import tqdm
 
+from ..models.save import save_tiny
 from ..models.tiny import Tiny
 from . import batches, distortions, objectives
 from .batches import Crops
@@ -30,7 +31,6 @@ from .calibrate import calibrate, measure
 from .config import FinetuneConfig
 from .data import Photograph, clean_photographs, read, scored_photographs, split, to_tensor
 from .distill import learning_rate
-from .finetune import save
 
 RESTORED = 0.02
 """How much of the way back to the clean crop the last rung goes: so little that it tells the slope."""
@@ -211,7 +211,7 @@ def main(arguments: list[str] | None = None) -> None:
     fit(model, gather(model, args), args, device)
     config = FinetuneConfig(data=args.data, out=args.out, crop=args.crop, seed=args.seed)
     calibrate(model, config)
-    save(model, args.out / "tiny.safetensors")
+    save_tiny(model, args.out / "tiny.safetensors")
     settings = {key: str(value) if isinstance(value, Path) else value for key, value in vars(args).items()}
     record = {"settings": settings, "held_out": measure(model, config), "torch": torch.__version__}
     (args.out / "run.json").write_text(json.dumps(record, indent=2) + "\n")
