@@ -58,12 +58,16 @@ def pipeline_modules(pipe: Any) -> list[nn.Module]:
     return [module for _, module in sorted(pipe.components.items()) if isinstance(module, nn.Module)]
 
 
+def plain(guidance: RewardGuidance) -> dict[str, Any]:
+    """Its settings, without reward and decoder."""
+    return {f.name: getattr(guidance, f.name) for f in fields(guidance) if f.name not in ("reward", "decoder")}
+
+
 def settings_of(pipe: Any, plan: Plan, guidance: RewardGuidance | None) -> dict[str, Any]:
     """What a picture depends on besides its seed, as JSON keeps it."""
     settings = {"pipeline": fingerprint(*pipeline_modules(pipe)), "prompts": list(plan.prompts), **plan.call()}
     if guidance is not None:
-        plain = {f.name: getattr(guidance, f.name) for f in fields(guidance) if f.name not in ("reward", "decoder")}
-        settings |= {"guidance": plain, "reward": fingerprint(guidance.reward)}
+        settings |= {"guidance": plain(guidance), "reward": fingerprint(guidance.reward)}
     return json.loads(json.dumps(settings))
 
 
@@ -71,15 +75,16 @@ def generate(pipe: Any, plan: Plan, guidance: RewardGuidance | None, folder: Pat
     """Draw every candidate of every seed that `folder` does not hold yet, as SEED-K.png.
 
     Returns:
-        Seconds per picture, by file stem. A picture of a batch has its share of the batch's time.
+        Seconds per picture, by file stem. A picture of a batch has its share of the batch's time. The file
+        settings.json has these, and the same in processor time.
     """
     folder.mkdir(parents=True, exist_ok=True)
     log_file = folder / "settings.json"
-    log = {"settings": settings_of(pipe, plan, guidance), "seconds": {}}
+    log = {"settings": settings_of(pipe, plan, guidance), "seconds": {}, "processor": {}}
     if log_file.exists():
         before = json.loads(log_file.read_text())
         if before["settings"] == log["settings"]:
-            log = before
+            log |= before
         else:
             tqdm.write(f"{folder}: other settings than before, the pictures are made again")
             for picture in folder.glob("*.png"):
@@ -89,10 +94,11 @@ def generate(pipe: Any, plan: Plan, guidance: RewardGuidance | None, folder: Pat
     with tqdm(total=len(wanted), initial=len(wanted) - len(missing), desc=folder.name, unit="picture") as progress:
         for start in range(0, len(missing), plan.batch):
             batch = missing[start : start + plan.batch]
-            images, seconds = draw(pipe, plan, guidance, batch)
+            images, seconds, processor = draw(pipe, plan, guidance, batch)
             for (seed, k), image in zip(batch, images, strict=True):
                 image.save(folder / f"{seed}-{k}.png")
                 log["seconds"][f"{seed}-{k}"] = round(seconds / len(batch), 4)
+                log["processor"][f"{seed}-{k}"] = round(processor / len(batch), 4)
             log_file.write_text(json.dumps(log))
             progress.update(len(batch))
     return log["seconds"]
@@ -100,16 +106,16 @@ def generate(pipe: Any, plan: Plan, guidance: RewardGuidance | None, folder: Pat
 
 def draw(
     pipe: Any, plan: Plan, guidance: RewardGuidance | None, candidates: Sequence[tuple[int, int]]
-) -> tuple[list[Image.Image], float]:
-    """One batch of (seed, k) candidates: 8-bit pictures, and the seconds the call took."""
+) -> tuple[list[Image.Image], float, float]:
+    """One batch of (seed, k) candidates: 8-bit pictures, the seconds the call took, and those of processor time."""
     from iqguide.guidance.diffusers import guided
 
     generators = [torch.Generator().manual_seed(seed + k * SEED_STRIDE) for seed, k in candidates]
     prompts = [plan.prompt(seed) for seed, _ in candidates]
     with guided(pipe, guidance) if guidance is not None else nullcontext():
-        start = time.perf_counter()
+        start = time.perf_counter(), time.process_time()
         images = pipe(prompts, generator=generators, **plan.call()).images
-        return images, time.perf_counter() - start
+        return images, time.perf_counter() - start[0], time.process_time() - start[1]
 
 
 def copy_choice(choice: dict[int, int], candidates: Path, folder: Path) -> list[Path]:

@@ -1,7 +1,8 @@
 """Reward and judges against compute: guidance and every search on the demo generator, from the same seeds.
 
-    python benchmarks/search_budget.py --groups 0:32 --out runs/search_budget             # goes on where it stopped
-    python benchmarks/search_budget.py --groups 0:32 --out runs/search_budget --publish   # also into benchmarks/
+    python benchmarks/search_budget.py --out runs/search_budget                 # goes on where it stopped
+    python benchmarks/search_budget.py --out runs/search_budget --publish       # also into benchmarks/
+    python benchmarks/search_budget.py --out runs/search_budget --groups 0:36   # narrower intervals
 
 A group is one prompt and sixteen seeds, of which each method takes what it needs, always from the first on. Its picture
 is what the reward calls best; its compute is all that was spent to find it: rows through the denoiser (with
@@ -22,7 +23,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from demo_pictures import PROMPTS, fingerprint, pipeline_modules
+from demo_pictures import PROMPTS, fingerprint, pipeline_modules, plain
 from judges import judges
 from PIL import Image, ImageDraw, ImageFont
 from tables import README, bootstrap, machine, table, write_between
@@ -38,6 +39,8 @@ RESULTS = Path(__file__).parent / "results"
 SEEDS = 16  # of a group
 SIZES = (1, 2, 4, 8, 16)
 ETA = 0.6  # of the particles' ancestral steps; with 1 and 25 steps the demo's pictures stay noisy
+HALVED = (("best of 8, halved", "best of 8"), ("best of 16, halved", "best of 16"))  # the same candidates
+PAIRS = (*HALVED, ("guided, best of 8, halved", "best of 16"))  # what is compared with what
 SIDE, MARGIN, FONT = 400, 50, ImageFont.load_default(13)
 
 
@@ -170,26 +173,66 @@ def append(path: Path, row: dict[str, Any]) -> None:
 # --- what they say ---
 
 
-def summary(rows: Sequence[dict[str, Any]], names: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """Method -> mean nfe and seconds, and for each score the paired change against unguided.
+def changes(rows: Sequence[dict[str, Any]], names: Sequence[str]) -> dict[str, dict[str, np.ndarray]]:
+    """Method -> nfe, seconds, and for each score the paired change against unguided; all (G,).
 
-    Changes are in standard deviations of the unguided pictures, with 95 % bootstrap intervals over the groups that have
-    every method.
+    Changes are in standard deviations of the unguided pictures; groups that lack a method are left out.
     """
     by: dict[str, dict[int, dict[str, Any]]] = {}
     for row in rows:
         by.setdefault(row["method"], {})[int(row["group"])] = row
     shared = sorted(set.intersection(*(set(groups) for groups in by.values())))
+    if len(shared) < 2:
+        return {}
     found = {}
     for method, groups in by.items():
-        mine = {"nfe": np.mean([groups[g]["nfe"] for g in shared])}
-        mine["seconds"] = float(np.median([groups[g]["seconds"] for g in shared]))
+        found[method] = {key: np.array([groups[g][key] for g in shared]) for key in ("nfe", "seconds")}
         for name in names:
-            plain, own = (np.array([which[g][name] for g in shared]) for which in (by["unguided"], groups))
-            change = (own - plain) / plain.std(ddof=1)
-            mine[name] = (float(change.mean()), *bootstrap(change))
-        found[method] = mine
-    return {"groups": len(shared), "methods": found}
+            before, own = (np.array([which[g][name] for g in shared]) for which in (by["unguided"], groups))
+            found[method][name] = (own - before) / before.std(ddof=1)
+    return found
+
+
+def summary(rows: Sequence[dict[str, Any]], names: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """Method -> mean nfe, median seconds, and of each score's change the mean and its 95 % interval over the groups."""
+    found = {}
+    every = changes(rows, names)
+    for method, values in every.items():
+        mine = {"nfe": values["nfe"].mean(), "seconds": float(np.median(values["seconds"]))}
+        found[method] = mine | {name: (float(values[name].mean()), *bootstrap(values[name])) for name in names}
+    return {"groups": len(every["unguided"]["nfe"]) if every else 0, "methods": found}
+
+
+def against(rows: Sequence[dict[str, Any]], names: Sequence[str]) -> str:
+    """What a method reaches of another's gain, for what share of its compute: the pairs of `PAIRS`."""
+    found = changes(rows, names)
+    lines = []
+    for method, other in PAIRS:
+        if method in found and other in found:
+            mine, theirs = found[method], found[other]
+            compute = (mine["nfe"].mean() / theirs["nfe"].mean(), np.median(mine["seconds"] / theirs["seconds"]))
+            gains = (share_of_gain(mine[name], theirs[name]) for name in names)
+            lines.append([f"{method}, of {other}", *(f"{value:.0%}" for value in compute), *gains])
+    return table(("what is reached, of what", "rows", "s", *names), lines) if lines else ""
+
+
+def share_of_gain(mine: np.ndarray, theirs: np.ndarray) -> str:
+    """Both mean gains (G,), and their ratio with its interval where the other's gain is clearly above nothing."""
+    text = f"{mine.mean():+.2f} of {theirs.mean():+.2f}"
+    picks = np.random.default_rng(0).integers(0, len(mine), (4000, len(mine)))
+    below = theirs[picks].mean(1)
+    if np.percentile(below, 2.5) <= 0:
+        return text
+    low, high = np.percentile(mine[picks].mean(1) / below, (2.5, 97.5))
+    return f"{text}: {mine.mean() / theirs.mean():.0%} ({low:.0%} to {high:.0%})"
+
+
+def winners_kept(rows: Sequence[dict[str, Any]], method: str, other: str) -> str:
+    """In how many groups two methods with the same seeds end with the same picture, by its reward."""
+    by = {name: {row["group"]: row["reward"] for row in rows if row["method"] == name} for name in (method, other)}
+    shared = sorted(set(by[method]) & set(by[other]))
+    same = sum(abs(by[method][g] - by[other][g]) <= 1e-4 * abs(by[other][g]) for g in shared)
+    return f"{method}: the winner of {other} in {same} of {len(shared)} groups."
 
 
 def page(found: dict[str, Any], names: Sequence[str]) -> str:
@@ -202,29 +245,35 @@ def page(found: dict[str, Any], names: Sequence[str]) -> str:
 
 
 def plot(found: dict[str, Any], names: Sequence[str], path: Path) -> None:
-    """A panel for each score: mean change and its interval over the rows through the denoiser, on a log axis."""
+    """A panel for each score: mean change and its interval, over rows through the denoiser, and below over seconds."""
     order = sorted(found["methods"], key=lambda method: found["methods"][method]["nfe"])
-    compute = np.log([found["methods"][method]["nfe"] for method in order])
-    across = (compute - compute.min()) / (np.ptp(compute) or 1)
-    canvas = Image.new("RGB", (SIDE * len(names), SIDE + 20 * (len(order) + 1)), "white")
+    canvas = Image.new("RGB", (SIDE * len(names), 2 * SIDE + 20 * (len(order) + 1)), "white")
     pen = ImageDraw.Draw(canvas)
-    for index, name in enumerate(names):
-        panel(pen, index * SIDE, name, across, np.array([found["methods"][method][name] for method in order]))
+    for down, (key, unit) in enumerate((("nfe", "rows"), ("seconds", "seconds"))):
+        compute = np.log([found["methods"][method][key] for method in order])
+        across = (compute - compute.min()) / (np.ptp(compute) or 1)
+        for index, name in enumerate(names):
+            values = np.array([found["methods"][method][name] for method in order])
+            panel(pen, (index * SIDE, down * SIDE), f"{name}, over log {unit}", across, values)
     for index, method in enumerate(order):
-        line = f"{index + 1}  {method}: {found['methods'][method]['nfe']:.0f} rows"
-        pen.text((MARGIN, SIDE + 20 * index), line, "black", FONT)
+        values = found["methods"][method]
+        line = f"{index + 1}  {method}: {values['nfe']:.0f} rows, {values['seconds']:.1f} s"
+        pen.text((MARGIN, 2 * SIDE + 20 * index), line, "black", FONT)
     save_image(canvas, path)
 
 
-def panel(pen: ImageDraw.ImageDraw, left: float, name: str, across: np.ndarray, values: np.ndarray) -> None:
+def panel(
+    pen: ImageDraw.ImageDraw, corner: tuple[int, int], title: str, across: np.ndarray, values: np.ndarray
+) -> None:
     """One score: values (methods, 3), mean and interval, at `across` (methods,) in [0, 1]."""
+    left, top = corner
     low, high = min(values.min(), 0.0), max(values.max(), 1e-9)
     x = left + MARGIN + across * (SIDE - 2 * MARGIN)
-    y = MARGIN + (SIDE - 2 * MARGIN) * (high - values) / (high - low)
-    zero = MARGIN + (SIDE - 2 * MARGIN) * high / (high - low)
-    pen.text((left + MARGIN, 12), f"{name}, over log rows", "black", FONT)
+    y = top + MARGIN + (SIDE - 2 * MARGIN) * (high - values) / (high - low)
+    zero = top + MARGIN + (SIDE - 2 * MARGIN) * high / (high - low)
+    pen.text((left + MARGIN, top + 12), title, "black", FONT)
     pen.line((left + MARGIN, zero, left + SIDE - MARGIN, zero), "grey")
-    for value, height in ((high, MARGIN), (low, SIDE - MARGIN)):
+    for value, height in ((high, top + MARGIN), (low, top + SIDE - MARGIN)):
         pen.text((left + 8, height - 7), f"{value:+.2f}", "dimgrey", FONT)
     for index, (mean, below, above) in enumerate(y):
         pen.line((x[index], below, x[index], above), (150, 170, 200), 2)
@@ -241,7 +290,7 @@ def groups_of(text: str) -> range:
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("runs/search_budget"))
-    parser.add_argument("--groups", type=groups_of, default=groups_of("0:32"), metavar="FIRST:END")
+    parser.add_argument("--groups", type=groups_of, default=groups_of("0:12"), metavar="FIRST:END")
     parser.add_argument("--steps", type=int, default=DEMO_CALL["num_inference_steps"])
     parser.add_argument("--pipeline", default="demo", help="demo, or a folder made by save_pretrained")
     parser.add_argument("--model", default="tiny", help="the reward that steers and chooses")
@@ -249,9 +298,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     args = parser.parse_args(arguments)
     args.out.mkdir(parents=True, exist_ok=True)
     pipe, reward, every = load_pipeline(args.pipeline, torch.device("cpu")), create_model(args.model), judges()
-    weights = {"pipeline": fingerprint(*pipeline_modules(pipe)), "reward": fingerprint(reward), "steps": args.steps}
+    settings = {"pipeline": fingerprint(*pipeline_modules(pipe)), "reward": fingerprint(reward), "steps": args.steps}
+    settings["guidance"] = json.loads(json.dumps(plain(RewardGuidance(reward))))
     raw = args.out / "search_budget.csv"
-    check_settings(args.out / "settings.json", weights)
+    check_settings(args.out / "settings.json", settings)
     done = {(int(row["group"]), row["method"]) for row in read(raw)}
     names = [*methods(reward), "unguided", *(f"best of {n}" for n in SIZES[1:])]
     with tqdm(total=len(args.groups) * len(names), desc="pictures", unit="picture") as bar:
@@ -267,18 +317,23 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def check_settings(path: Path, settings: dict[str, Any]) -> None:
-    """Results of other weights or steps must not be mixed in."""
+    """Results of other weights, steps or defaults must not be mixed in."""
     if path.exists() and json.loads(path.read_text()) != settings:
-        raise SystemExit(f"{path.parent} holds results of other weights or steps; choose another --out.")
+        raise SystemExit(f"{path.parent} holds results of other weights, steps or defaults; choose another --out.")
     path.write_text(json.dumps(settings))
 
 
 def report(raw: Path, args: argparse.Namespace, names: Sequence[str]) -> None:
-    """Print the table and draw the plot; with --publish also into benchmarks/."""
-    found = summary([row for row in read(raw) if row["group"] in args.groups], names)
+    """Print the tables and draw the plot; with --publish also into benchmarks/."""
+    rows = [row for row in read(raw) if row["group"] in args.groups]
+    found = summary(rows, names)
+    if not found["methods"]:
+        print("Fewer than two groups are finished; there is nothing to compare yet.")
+        return
     note = f"{found['groups']} groups, {args.steps} steps, reward `{args.model}`, batch size 1. Changes against the"
     note += f" unguided picture of the same seed, in standard deviations, with paired 95 % intervals. {machine()}."
-    text = f"{note}\n\n{page(found, names)}"
+    kept = "\n".join(winners_kept(rows, *pair) for pair in HALVED if {*pair} <= set(found["methods"]))
+    text = "\n\n".join(part for part in (note, page(found, names), against(rows, names), kept) if part)
     print(text)
     plot(found, names, args.out / "search_budget.png")
     if args.publish:

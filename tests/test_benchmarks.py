@@ -1,6 +1,5 @@
 """The benchmarks: judges against closed forms and real photographs, the harness on a real pipeline at tiny size."""
 
-import json
 import sys
 from pathlib import Path
 
@@ -9,6 +8,7 @@ import pytest
 import torch
 from PIL import Image
 from scipy import stats
+from tiny_pipelines import demo_like_pipeline
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))  # its scripts are no package
 
@@ -244,36 +244,9 @@ def test_correlations_have_their_sign():
 
 @pytest.fixture(scope="module")
 def pipeline(tmp_path_factory):
-    """A StableDiffusionPipeline folder like the demo generator's: text encoder, tokenizer, AutoencoderTiny, 128 px."""
-    from diffusers import AutoencoderTiny, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
-    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
-
+    """A folder of it."""
     folder = tmp_path_factory.mktemp("pipeline")
-    letters = [chr(c) for c in range(ord("a"), ord("z") + 1)]
-    tokens = ["<|startoftext|>", "<|endoftext|>", *letters, *(f"{letter}</w>" for letter in letters)]
-    (folder / "vocab.json").write_text(json.dumps({token: n for n, token in enumerate(tokens)}))
-    (folder / "merges.txt").write_text("#version: 0.2\n")
-    tokenizer = CLIPTokenizer.from_pretrained(folder, model_max_length=16)
-    torch.manual_seed(0)
-    text = CLIPTextModel(
-        CLIPTextConfig(
-            vocab_size=len(tokens), hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=2,
-            max_position_embeddings=16, bos_token_id=0, eos_token_id=1, pad_token_id=1,
-        )
-    )  # fmt: skip
-    widths = {"encoder_block_out_channels": (8,) * 4, "decoder_block_out_channels": (8,) * 4}
-    vae = AutoencoderTiny(latent_channels=8, **widths, num_encoder_blocks=(0, 0, 0, 1), num_decoder_blocks=(1, 0, 0, 0))
-    unet = UNet2DConditionModel(
-        sample_size=16, in_channels=8, out_channels=8, block_out_channels=(8, 16), layers_per_block=1,
-        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"), up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
-        cross_attention_dim=8, attention_head_dim=4, norm_num_groups=4,
-    )  # fmt: skip
-    pipe = StableDiffusionPipeline(
-        vae=vae, text_encoder=text, tokenizer=tokenizer, unet=unet, safety_checker=None, feature_extractor=None,
-        scheduler=DDIMScheduler(prediction_type="v_prediction", clip_sample=False, timestep_spacing="trailing"),
-        requires_safety_checker=False,
-    )  # fmt: skip
-    pipe.save_pretrained(folder / "saved")
+    demo_like_pipeline(folder).save_pretrained(folder / "saved")
     return folder / "saved"
 
 

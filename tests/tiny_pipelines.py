@@ -200,3 +200,18 @@ def prompted_pipeline(folder: Path) -> StableDiffusionPipeline:
     pipe = StableDiffusionPipeline(**parts, requires_safety_checker=False)
     pipe.set_progress_bar_config(disable=True)
     return pipe
+
+
+def demo_like_pipeline(folder: Path) -> StableDiffusionPipeline:
+    """The same with what the demo generator has: pictures of 128 px, an AutoencoderTiny of 8 channels, velocities."""
+    torch.manual_seed(0)
+    widths = {"encoder_block_out_channels": (8,) * 4, "decoder_block_out_channels": (8,) * 4}
+    vae = AutoencoderTiny(latent_channels=8, **widths, num_encoder_blocks=(0, 0, 0, 1), num_decoder_blocks=(1, 0, 0, 0))
+    unet = UNet2DConditionModel(
+        sample_size=16, in_channels=8, out_channels=8, block_out_channels=(8, 16), layers_per_block=1,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"), up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        cross_attention_dim=8, attention_head_dim=4, norm_num_groups=4,
+    )  # fmt: skip
+    scheduler = DDIMScheduler(prediction_type="v_prediction", clip_sample=False, timestep_spacing="trailing")
+    parts = prompted_pipeline(folder).components | {"vae": vae.eval(), "unet": unet.eval(), "scheduler": scheduler}
+    return StableDiffusionPipeline(**parts, requires_safety_checker=False)
