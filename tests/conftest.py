@@ -83,3 +83,18 @@ def data_dir() -> Path:
 def device(request) -> torch.device:
     """Every device of this machine in turn: the CPU, and CUDA when there is one."""
     return torch.device(request.param)
+
+
+@pytest.fixture
+def squeezenet():
+    """torchvision's layers with random weights, and their state dict in the layout of the network's authors."""
+    torchvision = pytest.importorskip("torchvision", exc_type=ImportError)
+    reference = torchvision.models.squeezenet1_0(weights=None).features.eval()
+    fires = dict(zip((3, 4, 5, 7, 8, 9, 10, 12), range(2, 10), strict=True))  # place in the list -> number
+    weights = {f"conv1.{key}": value for key, value in reference[0].state_dict().items()}
+    for place, number in fires.items():
+        names = {"squeeze": "conv1x1_1", "expand1x1": "conv1x1_2", "expand3x3": "conv3x3_2"}
+        for theirs, ours in names.items():
+            layer = getattr(reference[place], theirs)
+            weights |= {f"fire{number}/{ours}.{key}": value for key, value in layer.state_dict().items()}
+    return reference, fires, weights

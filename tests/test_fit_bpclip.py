@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 import iqguide
 from iqguide.models import save_bpclip
-from iqguide.training import batches, distill_bpclip, distortions, fit_bpclip
+from iqguide.training import batches, distill, distill_bpclip, distortions, fit_bpclip
 
 SMALL = "--steps 8 --ladders 4 --opinions 4 --crop 48 --large-crop 64 --large 2 --opinion-crop 64".split()
 
@@ -137,9 +137,9 @@ def test_imitation_teaches_the_backbone_and_nothing_else(folder, on_the_cpu, tmp
             assert fires == (3, 7, 9)
             return [F.conv2d(F.avg_pool2d(images, 4 * 2**n), filters) for n, filters in enumerate(self.filters)]
 
-    monkeypatch.setattr(distill_bpclip, "Squeezenet", Teacher)
-    mimicry, found = distill_bpclip.mimicry, []
-    monkeypatch.setattr(distill_bpclip, "mimicry", lambda *given: found.append(mimicry(*given)) or found[-1])
+    monkeypatch.setattr(distill, "Squeezenet", Teacher)
+    mimicry, found = distill.mimicry, []
+    monkeypatch.setattr(distill, "mimicry", lambda *given: found.append(mimicry(*given)) or found[-1])
     flags = {"data": folder, "teacher": tmp_path, "out": tmp_path, "steps": 14, "batch": 6, "crop": 64}
     distill_bpclip.main([f"--{key}={value}" for key, value in flags.items()])
     assert sum(found[-3:]) < sum(found[:3])

@@ -32,7 +32,7 @@ SCRIPTS = (
     "multi_gpu_sweep",
 )
 SHEETS = "distortion_ladders"
-STEPS = ("corpus", "autoencoder", "generator", "denoised", "bundle")
+STEPS = ("corpus", "autoencoder", "generator", "redrawn", "decoder", "denoised", "bundle")
 A_STEP = "0.0001"  # minutes: a single step
 
 
@@ -65,11 +65,9 @@ def corpus(recipe, folder, runs):
 
 @pytest.fixture(scope="module")
 def autoencoder(recipe, corpus, runs):
-    main = recipe("autoencoder").main
     shared = ["--corpus", str(corpus), "--minutes", A_STEP, "--batch", "2", "--crop", "32"]
-    main([*shared, "--out", str(runs / "vae")])
-    main([*shared, "--out", str(runs / "vae-fine"), "--decoder-of", str(runs / "vae")])
-    return runs / "vae-fine"
+    recipe("autoencoder").main([*shared, "--out", str(runs / "vae")])
+    return runs / "vae"
 
 
 @pytest.fixture(scope="module")
@@ -116,15 +114,62 @@ def test_degradations_of_the_corpus(recipe):
     assert set(kind.tolist()) == {0, 1, 2, 3}
 
 
-def test_autoencoder_is_one_of_diffusers(autoencoder, runs):
-    fine, first = (AutoencoderTiny.from_pretrained(path) for path in (autoencoder, runs / "vae"))
+def test_autoencoder_is_one_of_diffusers(autoencoder):
+    vae = AutoencoderTiny.from_pretrained(autoencoder)
     images = torch.rand(1, 3, 64, 64)
     with torch.no_grad():
-        latents = first.encoder(images * 2 - 1)
+        latents = vae.encoder(images * 2 - 1)
         assert latents.shape == (1, 32, 8, 8)
-        assert fine.decoder(latents).shape == images.shape
-    for a, b in zip(fine.encoder.parameters(), first.encoder.parameters(), strict=True):
-        assert torch.equal(a, b)  # --decoder-of leaves it alone
+        assert vae.decoder(latents).shape == images.shape
+
+
+@pytest.fixture
+def teacher_file(squeezenet, tmp_path):
+    torch.save(squeezenet[2], tmp_path / "squeezenet.pt")
+    return tmp_path / "squeezenet.pt"
+
+
+def test_a_sharper_decoder_for_the_same_latents(recipe, corpus, autoencoder, generator, teacher_file, runs):
+    redrawn = runs / "redrawn.pt"
+    pipeline = generator / "pipeline"
+    recipe("redrawn").main(
+        ["--corpus", str(corpus), "--pipeline", str(pipeline), "--out", str(redrawn), "--pictures", "4"]
+    )
+    arguments = ["--corpus", str(corpus), "--vae", str(autoencoder), "--teacher", str(teacher_file)]
+    arguments += ["--redrawn", str(redrawn), "--minutes", A_STEP, "--batch", "2"]
+    recipe("decoder").main([*arguments, "--out", str(runs / "sharp")])
+    before, after = (AutoencoderTiny.from_pretrained(path) for path in (autoencoder, runs / "sharp"))
+    for a, b in zip(before.encoder.parameters(), after.encoder.parameters(), strict=True):
+        assert torch.equal(a, b)
+    decoders = zip(before.decoder.parameters(), after.decoder.parameters(), strict=True)
+    assert any(not torch.equal(a, b) for a, b in decoders)
+
+
+def test_redrawing_keeps_the_scene(recipe):
+    pipe = StableDiffusionPipeline.from_pretrained(ROOT / "models/assets/demo")
+    images = torch.linspace(0, 1, 128).expand(2, 3, 128, 128)
+    latents = recipe("redrawn").redraw(pipe, images, 21, torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        encoded = pipe.vae.encode(images * 2 - 1).latents
+    alike = torch.nn.functional.cosine_similarity(latents.flatten(1), encoded.flatten(1))
+    assert (alike > 0.9).all()
+    assert not torch.equal(latents, encoded)
+
+
+def test_energy_and_teacher_see_blur_where_the_pixels_hardly_change(recipe, teacher_file):
+    module = recipe("decoder")
+    images = 0.5 + 0.1 * torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    flat = torch.full_like(images, 0.5)
+    half = 0.5 + (images - 0.5) / 2
+    assert module.log_energy_loss(images, images) == 0
+    # every band has half of its RMS; a constant keeps the logarithm finite
+    assert module.log_energy_loss(half, images).item() == pytest.approx(3 * np.log(2), rel=0.05)
+    teacher = module.Squeezenet(teacher_file)
+    assert module.perceptual_loss(teacher, images, images) == 0
+    assert module.perceptual_loss(teacher, flat, images) > 0.05
+    decoded = half.clone().requires_grad_()
+    module.perceptual_loss(teacher, decoded, images).backward()
+    assert decoded.grad.abs().sum() > 0
 
 
 def test_a_network_grown_to_more_latent_channels_says_what_it_said(recipe):
@@ -438,7 +483,7 @@ def test_documented_commands_exist_with_their_flags(page, recipe, capsys):
 
 def test_documented_training_has_its_inputs_before_it_needs_them():
     made = ["DATA", "squeezenet.pt"]
-    inputs = {"--data", "--teacher", "--corpus", "--vae", "--decoder-of", "--init", "--pipeline", "--denoised"}
+    inputs = {"--data", "--teacher", "--corpus", "--vae", "--redrawn", "--init", "--pipeline", "--denoised"}
     denoised = False
     for name, arguments in commands("docs/training.md"):
         if "MINE" in arguments:  # the part on one's own pictures starts from what is bundled

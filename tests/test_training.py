@@ -240,21 +240,6 @@ def test_ridge_repeats_no_label_that_it_was_given():
     assert abs(pearsonr(ridge_opinions(features, values, np.arange(240) // 4), values)[0]) < 0.3
 
 
-@pytest.fixture
-def squeezenet():
-    """torchvision's layers with random weights, and their state dict in the layout of the network's authors."""
-    torchvision = pytest.importorskip("torchvision", exc_type=ImportError)
-    reference = torchvision.models.squeezenet1_0(weights=None).features.eval()
-    fires = dict(zip((3, 4, 5, 7, 8, 9, 10, 12), range(2, 10), strict=True))  # place in the list -> number
-    weights = {f"conv1.{key}": value for key, value in reference[0].state_dict().items()}
-    for place, number in fires.items():
-        names = {"squeeze": "conv1x1_1", "expand1x1": "conv1x1_2", "expand3x3": "conv3x3_2"}
-        for theirs, ours in names.items():
-            layer = getattr(reference[place], theirs)
-            weights |= {f"fire{number}/{ours}.{key}": value for key, value in layer.state_dict().items()}
-    return reference, fires, weights
-
-
 def test_squeezenet_is_that_of_torchvision(squeezenet, tmp_path):
     reference, fires, weights = squeezenet
     torch.save(weights, tmp_path / "teacher.pt")

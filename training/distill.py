@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import math
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -75,40 +76,55 @@ def learning_rate(highest: float, step: int, steps: int) -> float:
     return highest * min(1.0, (step + 1) / 50) * (0.02 + 0.49 * (1 + math.cos(math.pi * step / steps)))
 
 
-def distil(args: argparse.Namespace) -> None:
-    """Train with the settings of the flags and write OUT/tiny.safetensors, not calibrated."""
+def imitate(
+    student: nn.Module, layers: tuple[int, ...], args: argparse.Namespace, save: Callable[[nn.Module], None]
+) -> None:
+    """Train what of `student` requires gradients to guess the teacher's maps, in place.
+
+    Args:
+        student: images (N, 3, H, W) in [0, 1] -> guesses of the maps of `layers`.
+        layers: the teacher's, from fine to coarse; one may be there twice.
+        args: `data`, `teacher`, `out`, `steps`, `batch`, `crop`, `lr`, `seed`.
+        save: called with the student now and then, and at the end.
+    """
     accelerator = Accelerator()
     args.out.mkdir(parents=True, exist_ok=True)
-    torch.manual_seed(args.seed)
     rng = np.random.default_rng([args.seed, accelerator.process_index])
     generator = torch.Generator().manual_seed(args.seed + accelerator.process_index)
     photographs = split(clean_photographs(args.data))[0] + split(scored_photographs(args.data))[0]
     crops, teacher = Crops(photographs, args.crop, 12, rng), Squeezenet(args.teacher)
-    student = Student().to(memory_format=torch.channels_last)
-    if args.init:
-        student.tiny.load_state_dict(load_file(args.init), strict=False)  # files leave the batch counters out
-    student.tiny.head.requires_grad_(False)  # judging is learnt later
-    optimiser = torch.optim.AdamW(student.parameters(), args.lr, betas=(0.9, 0.99), weight_decay=0.02)
-    student, optimiser = accelerator.prepare(student, optimiser)
+    learning = [parameter for parameter in student.parameters() if parameter.requires_grad]
+    optimiser = torch.optim.AdamW(learning, args.lr, betas=(0.9, 0.99), weight_decay=0.02)
+    student, optimiser = accelerator.prepare(student.to(memory_format=torch.channels_last), optimiser)
     progress = tqdm(range(args.steps), desc="distil", disable=not accelerator.is_main_process)
-    running = 1.0
+    running, different = 1.0, tuple(dict.fromkeys(layers))
     for step in progress:
         for group in optimiser.param_groups:
             group["lr"] = learning_rate(args.lr, step, args.steps)
         images = half_degraded(crops, args.batch, rng, generator)
-        maps = [x.to(accelerator.device) for x in teacher.maps(images, FIRES)]
+        maps = dict(zip(different, teacher.maps(images, different), strict=True))
         with torch.autocast(accelerator.device.type, torch.bfloat16):
             guesses = student(images.to(accelerator.device).contiguous(memory_format=torch.channels_last))
-        loss = mimicry(guesses, maps)
+        loss = mimicry(guesses, [maps[layer].to(accelerator.device) for layer in layers])
         optimiser.zero_grad(set_to_none=True)
         accelerator.backward(loss)
-        accelerator.clip_grad_norm_(student.parameters(), 2.0)
+        accelerator.clip_grad_norm_(learning, 2.0)
         optimiser.step()
         running = 0.98 * running + 0.02 * loss.item()
         if step % 20 == 19:
             progress.set_postfix(loss=f"{running:.3f}")
         if accelerator.is_main_process and (step % 300 == 299 or step + 1 == args.steps):
-            save_tiny(accelerator.unwrap_model(student).tiny, args.out / "tiny.safetensors")
+            save(accelerator.unwrap_model(student))
+
+
+def distil(args: argparse.Namespace) -> None:
+    """Train with the settings of the flags and write OUT/tiny.safetensors, not calibrated."""
+    torch.manual_seed(args.seed)
+    student = Student()
+    if args.init:
+        student.tiny.load_state_dict(load_file(args.init), strict=False)  # files leave the batch counters out
+    student.tiny.head.requires_grad_(False)  # judging is learnt later
+    imitate(student, FIRES, args, lambda trained: save_tiny(trained.tiny, args.out / "tiny.safetensors"))
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -40,18 +40,21 @@ class Squeezenet:
         taps = self.maps(images, TAPS)
         return torch.cat([pooled for x in taps for pooled in (x.mean((2, 3)), x.std((2, 3)))], 1)
 
-    @torch.no_grad()
-    def maps(self, images: Tensor, fires: tuple[int, ...]) -> list[Tensor]:
-        """Feature maps of the named fire modules, (N, 3, H, W) in [0, 1] -> (N, C, h, w) float32 each."""
+    def maps(self, images: Tensor, layers: tuple[int, ...]) -> list[Tensor]:
+        """Feature maps of the named layers, (N, 3, H, W) in [0, 1] -> (N, C, h, w) float32 each; differentiable.
+
+        Layer 1 is the first convolution, 2 to 9 are the fire modules.
+        """
         x = images.flip(1) * 255 - images.new_tensor(MEANS_BGR).view(1, 3, 1, 1)
-        x = F.max_pool2d(self._conv(x.bfloat16(), "conv1", 2), 3, 2, ceil_mode=True)
-        taps = []
-        for n in range(2, max(fires) + 1):
+        x = self._conv(x.bfloat16(), "conv1", 2)
+        taps = [x.float()] if 1 in layers else []
+        x = F.max_pool2d(x, 3, 2, ceil_mode=True)
+        for n in range(2, max(layers) + 1):
             squeezed = self._conv(x, f"fire{n}/conv1x1_1")
             x = torch.cat(
                 [self._conv(squeezed, f"fire{n}/conv1x1_2"), self._conv(squeezed, f"fire{n}/conv3x3_2", 1, 1)], 1
             )
-            if n in fires:
+            if n in layers:
                 taps.append(x.float())
             if n in (4, 8):
                 x = F.max_pool2d(x, 3, 2, ceil_mode=True)

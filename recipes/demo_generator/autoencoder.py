@@ -1,13 +1,10 @@
 """Train the demo generator's autoencoder, a small diffusers AutoencoderTiny (f8, 32 latent channels).
 
     python recipes/demo_generator/autoencoder.py --corpus corpus.npz --out runs/vae
-    python recipes/demo_generator/autoencoder.py --corpus corpus.npz --out runs/vae-fine --decoder-of runs/vae
 
-The second line goes on with the decoder alone, so a generator can train on the first one's latents meanwhile.
-
-Losses: L1 at full and quarter size, the local energy of three detail bands (so that noise and texture keep their
-strength where their exact shape cannot be coded), and for the decoder alone a hinge patch discriminator with feature
-matching. Latents get a little noise, so that the decoder is smooth.
+Losses: L1 at full and quarter size, and the local energy of three detail bands (so that noise and texture keep their
+strength where their exact shape cannot be coded). Latents get a little noise, so that the decoder is smooth. It stays
+soft; decoder.py sharpens it for the same latents, so a generator can train on them meanwhile.
 """
 
 from __future__ import annotations
@@ -15,7 +12,6 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -57,25 +53,6 @@ def energy_loss(decoded: Tensor, images: Tensor) -> Tensor:
     return loss
 
 
-class Discriminator(nn.Module):
-    """Patch discriminator; returns its verdicts and the features of its layers."""
-
-    def __init__(self, width: int = 32) -> None:
-        super().__init__()
-        sizes = (3, width, width * 2, width * 4)
-        self.layers = nn.ModuleList(
-            nn.utils.parametrizations.spectral_norm(nn.Conv2d(a, b, 4, 2, 1)) for a, b in pairwise(sizes)
-        )
-        self.head = nn.Conv2d(sizes[-1], 1, 3, padding=1)
-
-    def forward(self, images: Tensor) -> tuple[Tensor, list[Tensor]]:
-        features, x = [], images * 2 - 1
-        for layer in self.layers:
-            x = F.leaky_relu(layer(x), 0.2)
-            features.append(x)
-        return self.head(x), features
-
-
 def batch(corpus: Tensor, size: int, crop: int, generator: torch.Generator) -> Tensor:
     """Random crops of random patches, (size, 3, crop, crop) in [0, 1]."""
     picks = torch.randint(len(corpus), (size,), generator=generator)
@@ -90,6 +67,11 @@ def channel_balance(latents: Tensor) -> Tensor:
     return ((variance - 1).square() + mean.square()).mean()
 
 
+def warm_up_and_decay(step: int, share: float) -> float:
+    """Factor of the learning rate: up over 100 steps, level for half of the time, then down to 3 %."""
+    return min(1.0, (step + 1) / 100) * max(0.03, min(1.0, 2 * (1 - share)))
+
+
 def reconstruct(vae: AutoencoderTiny, images: Tensor) -> tuple[Tensor, Tensor]:
     """Latents of images in [0, 1], and what the decoder makes of them with a little noise."""
     with torch.autocast("cpu", torch.bfloat16):
@@ -97,29 +79,6 @@ def reconstruct(vae: AutoencoderTiny, images: Tensor) -> tuple[Tensor, Tensor]:
         noisy = latents + 0.1 * torch.randn_like(latents)
         decoded = (vae.decoder(noisy) + 1) / 2  # the decoder answers in [-1, 1]
     return latents, decoded.float()
-
-
-def adversarial_loss(judge: Discriminator, decoded: Tensor, images: Tensor) -> Tensor:
-    """What the decoder is to lower: the judge's doubt, and the distance of its features."""
-    judge.requires_grad_(False)
-    with torch.autocast("cpu", torch.bfloat16):
-        fake, fake_features = judge(decoded)
-        with torch.no_grad():
-            real_features = judge(images)[1]
-        matching = sum((a.float() - b.float()).abs().mean() for a, b in zip(fake_features, real_features, strict=True))
-    judge.requires_grad_(True)
-    return 0.05 * matching - 0.02 * fake.float().mean()
-
-
-def judge_step(judge: Discriminator, optimiser: torch.optim.Optimizer, decoded: Tensor, images: Tensor) -> float:
-    """One step of the judge with the hinge loss; returns the loss."""
-    with torch.autocast("cpu", torch.bfloat16):
-        real, fake = judge(images)[0], judge(decoded.detach())[0]
-    loss = F.relu(1 - real.float()).mean() + F.relu(1 + fake.float()).mean()
-    optimiser.zero_grad(set_to_none=True)
-    loss.backward()
-    optimiser.step()
-    return loss.item()
 
 
 @torch.no_grad()
@@ -148,21 +107,19 @@ def save(vae: AutoencoderTiny, folder: Path) -> None:
 
 
 def train(vae: AutoencoderTiny, corpus: Tensor, args: argparse.Namespace, anchor: nn.Module | None = None) -> None:
-    """Train for `args.minutes`, in place; with `args.decoder_of` the decoder alone, against a judge.
+    """Train for `args.minutes`, in place.
 
     The first latent channels stay near what the encoder `anchor` answers, so a generator of those can go on from there.
     """
-    generator, adversarial = torch.Generator().manual_seed(0), args.decoder_of is not None
-    vae.to(memory_format=torch.channels_last).encoder.requires_grad_(not adversarial)
-    judge = Discriminator().to(memory_format=torch.channels_last)
+    generator = torch.Generator().manual_seed(0)
+    vae.to(memory_format=torch.channels_last)
     optimiser = torch.optim.AdamW(vae.parameters(), 1e-3, betas=(0.9, 0.95), weight_decay=1e-3)
-    judge_optimiser = torch.optim.AdamW(judge.parameters(), 4e-4, betas=(0.5, 0.95))
     start, saved, step = time.time(), 0.0, 0
     progress = tqdm(total=100, desc="autoencoder", unit="%")
     while (share := (time.time() - start) / (args.minutes * 60)) < 1:
         progress.update(int(share * 100) - progress.n)
         for group in optimiser.param_groups:
-            group["lr"] = (5e-4 if adversarial else 1.5e-3) * min(1, step / 100) * max(0.03, min(1.0, 2 * (1 - share)))
+            group["lr"] = 1.5e-3 * warm_up_and_decay(step, share)
         images = batch(corpus, args.batch, args.crop, generator)
         latents, decoded = reconstruct(vae, images)
         error, energy = decoded - images, energy_loss(decoded, images)
@@ -176,17 +133,13 @@ def train(vae: AutoencoderTiny, corpus: Tensor, args: argparse.Namespace, anchor
             with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
                 kept = anchor(images * 2 - 1).float()
             loss = loss + 0.2 * F.mse_loss(latents[:, : kept.shape[1]].float(), kept)
-        if adversarial:
-            loss = loss + adversarial_loss(judge, decoded, images)
         optimiser.zero_grad(set_to_none=True)
         loss.backward()
         nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
         optimiser.step()
-        verdict = judge_step(judge, judge_optimiser, decoded, images) if adversarial else 0.0
         step += 1
         if step % 50 == 0:
-            l1 = error.abs().mean().item()
-            progress.set_postfix(step=step, l1=f"{l1:.3f}", energy=f"{energy.item():.3f}", judge=f"{verdict:.3f}")
+            progress.set_postfix(step=step, l1=f"{error.abs().mean().item():.3f}", energy=f"{energy.item():.3f}")
         if time.time() - saved > 120:
             save(vae, args.out / "checkpoint")
             saved = time.time()
@@ -201,15 +154,14 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--crop", type=int, default=64, help="side of the training crops, px; a multiple of 8")
     parser.add_argument("--energy", type=float, default=0.1, help="weight of the local energy (%(default)s)")
     parser.add_argument("--init", type=Path, help="go on from this autoencoder, of as many latent channels or fewer")
-    parser.add_argument("--decoder-of", type=Path, help="go on from this autoencoder with its encoder frozen")
     args = parser.parse_args(arguments)
     torch.manual_seed(0)
     corpus = torch.from_numpy(np.load(args.corpus)["images"])
-    vae, init, anchor = build(), args.decoder_of or args.init, None
-    if init:
-        before = AutoencoderTiny.from_pretrained(init)
+    vae, anchor = build(), None
+    if args.init:
+        before = AutoencoderTiny.from_pretrained(args.init)
         grow(vae, before)
-        anchor = None if args.decoder_of else before.encoder.requires_grad_(False)
+        anchor = before.encoder.requires_grad_(False)
     train(vae, corpus, args, anchor)
     save(vae, args.out)
 

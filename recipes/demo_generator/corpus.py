@@ -2,7 +2,7 @@
 
     python recipes/demo_generator/corpus.py --data DIR --out corpus.npz
 
-Every patch is a 128-pixel crop of a clean photograph at a random scale. Two in five stay clean; the others
+Every patch is a 128-pixel crop of a clean photograph at a random scale. One in three stays clean; the others
 are blurred, noisy or blocky at a random strength, as pictures on the web are. The words describe brightness, colour,
 texture and tint of the patch before it was degraded, so they say nothing about its quality.
 
@@ -29,7 +29,7 @@ DEGRADATIONS = (  # one row a kind after the first: function, weakest and strong
     (distortions.grain, 0.09, 0.2),
     (distortions.jpeg, 10, 3),
 )
-CLEAN_SHARE = 0.4
+SHARES = (0.33, 0.28, 0.28, 0.11)  # of the kinds
 WORDS = (("dark", "bright"), ("grey", "colourful"), ("smooth", "busy"), ("cool", "warm"))
 
 
@@ -63,10 +63,9 @@ def crop(photograph: Photograph, count: int, rng: np.random.Generator) -> list[n
 
 
 def degrade(images: torch.Tensor, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
-    """Degrade three images in five, each in one way; returns images and kind (N,) as an index into KINDS."""
+    """Degrade two images in three, each in one way; returns images and kind (N,) as an index into KINDS."""
     n = len(images)
-    kind = torch.randint(1, len(KINDS), (n,), generator=generator)
-    kind[torch.rand(n, generator=generator) < CLEAN_SHARE] = 0
+    kind = torch.multinomial(torch.tensor(SHARES), n, replacement=True, generator=generator)
     level = torch.rand(n, generator=generator)
     out = images.clone()
     for k, (function, low, high) in enumerate(DEGRADATIONS, start=1):
