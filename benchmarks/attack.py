@@ -30,7 +30,7 @@ import torch
 from artefacts import ranges
 from demo_pictures import Plan, generate
 from demo_statistics import compare, inside
-from judges import judges, load, measure
+from judges import judges, load, margin_of, measure
 from panels import FONT, INK, Line, Panel, grid
 from photographs import clean_crops, split
 from PIL import Image, ImageDraw
@@ -235,7 +235,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for name in args.models:
         reward = create_model(name, weights=args.weights)
         pictures[name] = attack(reward, space, photographs, plan, args.steps, args.out / name)
-        scores = {"reward": reward.margin, **judges()}
+        scores = {"reward": margin_of(reward), **judges()}
         for start, paths in pictures[name].items():
             for way, path in paths.items():
                 rows += rows_of({"model": name, "start": start, "way": way}, path, scores)

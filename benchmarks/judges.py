@@ -28,6 +28,11 @@ def judges() -> dict[str, object]:
     return {judge.name: judge for judge in (NaturalStatistics(), DegradationJudge(), CleanLogOdds())}
 
 
+def margin_of(reward: object) -> object:
+    """The unsaturated twin of a reward that has one: close to its ceiling a score hides what was gained."""
+    return getattr(reward, "margin", reward)
+
+
 def load(paths: list[Path]) -> Tensor:
     """Pictures of one size -> (N, 3, H, W) in [0, 1]."""
     return to_tensor([Image.open(path).convert("RGB") for path in paths])

@@ -23,7 +23,7 @@ import torch
 from demo_pictures import Plan, generate
 from demo_quality import seeds_of
 from demo_statistics import compare
-from judges import judges, load
+from judges import judges, load, margin_of
 from panels import Line, Panel, grid
 from tables import README, machine, table, write_between
 
@@ -153,7 +153,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     args = parser.parse_args(arguments)
     pipe, reward = load_pipeline(args.pipeline, torch.device("cpu")), create_model(args.model, weights=args.weights)
     plan = Plan(args.seeds, best_of=1, batch=args.batch, steps=args.steps)
-    scores = {"reward": reward, **judges()}
+    scores = {"reward": margin_of(reward), **judges()}
     known = {"unguided": measured(pipe, plan, None, args.out / "unguided", scores)}
     rows = []
     for setting in (setting for sweep in args.only for setting in settings_of(sweep)):
