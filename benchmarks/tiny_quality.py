@@ -53,14 +53,22 @@ def falls(series: Iterable[float]) -> list[bool]:
     return [bool(b < a) for a, b in zip(list(series), list(series)[1:], strict=False)]
 
 
-def tid_series(margin: Margin, folder: Path) -> dict[str, list[bool]]:
-    """Distortion -> whether the score falls, for each step of its series (reference, level 1, ... level 5)."""
+def tid_rows(folder: Path) -> list[dict[str, str]]:
+    """The list of tid2013-6ref, in the order of its series."""
     with (folder / "mos.csv").open(newline="") as file:
-        rows = sorted(csv.DictReader(file), key=lambda row: (row["reference"], row["distortion"], int(row["level"])))
+        return sorted(csv.DictReader(file), key=lambda row: (row["reference"], row["distortion"], int(row["level"])))
+
+
+def tid_paths(folder: Path) -> dict[str, Path]:
+    """Name in the list -> file, of distorted pictures and references."""
+    rows = tid_rows(folder)
     names = {row["image"] for row in rows} | {row["reference"] for row in rows}
     files = {path.stem: path for path in (folder / "images").iterdir()}
-    paths = {name: files[Path(name).stem] for name in sorted(names)}
-    scores = dict(zip(paths, score_files(margin, paths.values()), strict=True))
+    return {name: files[Path(name).stem] for name in sorted(names)}
+
+
+def tid_steps(rows: list[dict[str, str]], scores: dict[str, float]) -> dict[str, list[bool]]:
+    """Distortion -> whether the score falls, for each step of its series (reference, level 1, ... level 5)."""
     series: dict[tuple[str, str], list[float]] = defaultdict(list)
     for row in rows:
         key = (row["distortion"], row["reference"])
@@ -70,6 +78,12 @@ def tid_series(margin: Margin, folder: Path) -> dict[str, list[bool]]:
     for (distortion, _), values in series.items():
         steps[distortion] += falls(values)
     return dict(steps)
+
+
+def tid_series(margin: Margin, folder: Path) -> dict[str, list[bool]]:
+    """`tid_steps` of a model."""
+    paths = tid_paths(folder)
+    return tid_steps(tid_rows(folder), dict(zip(paths, score_files(margin, paths.values()), strict=True)))
 
 
 def ladder_steps(margin: Margin, paths: list[Path], side: int = 256) -> dict[str, list[bool]]:

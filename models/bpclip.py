@@ -208,12 +208,16 @@ class BPCLIP(nn.Module, HubModel):
 
     def judge(self, vectors: Tensor) -> Tensor:
         """Levels' vectors (N, levels, text_dim) -> p (N,), equations 8 and 9, in float32 or better."""
-        seen = self._cosines(vectors) if self.config.anchors == "adjectives" else vectors
+        seen = self.seen(vectors)
         x = seen.to(working_dtype(seen.dtype)).flatten(1)
         first, last = self.head[0], self.head[2]
         with torch.autocast(x.device.type, enabled=False):
             x = F.relu(F.linear(x, first.weight.to(x), first.bias.to(x)))
             return F.linear(x, last.weight.to(x), last.bias.to(x)).squeeze(1)
+
+    def seen(self, vectors: Tensor) -> Tensor:
+        """What the head reads of the levels' vectors: their cosines with the adjectives, or they themselves."""
+        return self._cosines(vectors) if self.config.anchors == "adjectives" else vectors
 
     @torch.no_grad()
     def calibrate_margin(self, batches: Iterable[Tensor]) -> None:

@@ -104,12 +104,15 @@ def split(
         seed: decides which groups are held out.
         share: of the groups that is held out.
     """
-    group = alike_groups([photograph.path for photograph in photographs])
-    names = np.unique(group)
-    held = np.random.default_rng(seed).permutation(names)[: int(share * len(names) + 1e-9)]
-    out = np.isin(group, held)
+    out = held_out(alike_groups([photograph.path for photograph in photographs]), seed, share)
     kept, aside = ([p for p, o in zip(photographs, out, strict=True) if o == side] for side in (False, True))
     return kept, aside
+
+
+def held_out(group: np.ndarray, seed: int = 0, share: float = 1 / HELD_OUT) -> np.ndarray:
+    """Which pictures are held out, (N,) bool, by the number of the group that each one is in; see `split`."""
+    names = np.unique(group)
+    return np.isin(group, np.random.default_rng(seed).permutation(names)[: int(share * len(names) + 1e-9)])
 
 
 def alike_groups(paths: Sequence[Path]) -> np.ndarray:

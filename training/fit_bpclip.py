@@ -29,7 +29,7 @@ from . import batches, distortions, objectives
 from .batches import Crops, raw_units
 from .calibrate import held_out_crops, measure
 from .config import FinetuneConfig
-from .data import clean_photographs, scored_photographs, split
+from .data import Photograph, clean_photographs, scored_photographs, split
 from .distill import learning_rate
 from .refit import RESTORED
 
@@ -100,23 +100,36 @@ def ladder_maps(model: BPCLIP, crops: Tensor, generator: torch.Generator) -> Lad
     return Ladders(torch.cat(found), torch.cat(severities))
 
 
-def gather(model: BPCLIP, args: argparse.Namespace) -> Known:
-    """Pool the maps of everything that is learnt from."""
-    rng, generator = np.random.default_rng(args.seed), torch.Generator().manual_seed(args.seed)
-    clean, scored = split(clean_photographs(args.data))[0], split(scored_photographs(args.data))[0]
+def gather_ladders(
+    model: BPCLIP, clean: list[Photograph], args: argparse.Namespace, rng: np.random.Generator
+) -> list[Ladders]:
+    """Ladders of small and of large crops of clean photographs."""
+    generator = torch.Generator().manual_seed(args.seed)
     shuffled = [clean[n] for n in rng.permutation(len(clean))]
-    ladders = [
+    return [
         ladder_maps(model, Crops(photographs, size, 1, rng).images.float() / 255, generator)
         for photographs, size in ((shuffled[: args.small], args.crop), (shuffled[: args.large], args.large_crop))
     ]
+
+
+def gather_opinions(model: BPCLIP, scored: list[Photograph], size: int, rng: np.random.Generator) -> Tensor:
+    """Pooled maps of crops of human-scored pictures: (N * EACH, C, h, w), those of one picture side by side."""
+    views = batches.opinions(scored, None, size, rng)
+    return torch.cat([gated(model, part.float() / 255) for part in tqdm(views.images.split(24), desc="opinions")])
+
+
+def gather(model: BPCLIP, args: argparse.Namespace) -> Known:
+    """Pool the maps of everything that is learnt from."""
+    rng = np.random.default_rng(args.seed)
+    clean, scored = split(clean_photographs(args.data))[0], split(scored_photographs(args.data))[0]
+    ladders = gather_ladders(model, clean, args, rng)
     if args.denoised:
         cache = torch.load(args.denoised, weights_only=True)
         pairs = [gated(model, cache[key].float() / 255) for key in ("clean", "degraded")]
         costs = torch.stack([torch.zeros_like(cache["severity"]), cache["severity"]], 1)
         ladders.append(Ladders(torch.stack(pairs, 1), costs))
-    views = batches.opinions(scored, None, args.opinion_crop, rng)
-    pooled = [gated(model, part.float() / 255) for part in tqdm(views.images.split(24), desc="opinions")]
-    return Known(ladders, torch.cat(pooled), torch.from_numpy(np.repeat([p.mos / 100 for p in scored], batches.EACH)))
+    opinions = gather_opinions(model, scored, args.opinion_crop, rng)
+    return Known(ladders, opinions, torch.from_numpy(np.repeat([p.mos / 100 for p in scored], batches.EACH)))
 
 
 @torch.no_grad()
@@ -131,7 +144,7 @@ def standardise(model: BPCLIP, maps: Tensor) -> None:
         pool.features.weight.div_((std + 1e-3).view(1, -1, 1, 1))
         pool.project.bias.copy_(-pool.project.weight.flatten(1) @ (pool.features.weight.flatten(1) @ mean))
     first = model.head[0]
-    std, mean = torch.std_mean(model._cosines(vectors(model, maps)).flatten(1), 0)
+    std, mean = torch.std_mean(model.seen(vectors(model, maps)).flatten(1), 0)
     first.weight.div_(std + 1e-3)
     first.bias.copy_(-first.weight @ mean)
 
@@ -161,6 +174,8 @@ def losses(model: BPCLIP, known: Known, args: argparse.Namespace, generator: tor
 
 def fit(model: BPCLIP, known: Known, args: argparse.Namespace) -> None:
     """Train everything above the masks, in place; what remains is the running average."""
+    if model.margin_mean.device.type == "cpu":
+        model.set_attention("math")  # torch's fused attention is three times slower backwards, in bfloat16 on a CPU
     generator = torch.Generator().manual_seed(args.seed)
     typical = [kind.batch(64, 1, generator)[0].flatten(0, 1) for kind in known.ladders]
     typical = torch.cat([F.adaptive_avg_pool2d(x, 4) for x in (*typical, known.opinions[:64].float())])
@@ -188,8 +203,8 @@ def fit(model: BPCLIP, known: Known, args: argparse.Namespace) -> None:
     model.requires_grad_(False)
 
 
-def main(arguments: list[str] | None = None) -> None:
-    """Fit as the command line says; writes OUT/bpclip-mini.safetensors, calibrated, and OUT/run.json."""
+def parse(arguments: list[str] | None = None) -> argparse.Namespace:
+    """The settings on the command line."""
     parser = argparse.ArgumentParser(prog="accelerate launch -m iqguide.training.fit_bpclip")
     parser.add_argument("--data", type=Path, required=True, help="folder with pristine/ and live-challenge/")
     parser.add_argument("--init", type=Path, required=True, help="bpclip-mini.safetensors whose backbone can see")
@@ -207,7 +222,12 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--large", type=int, default=8, help="photographs with a large crop (%(default)s)")
     parser.add_argument("--opinion-crop", type=int, default=288, help="side of the scored crops, px (%(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of everything random (%(default)s)")
-    args = parser.parse_args(arguments)
+    return parser.parse_args(arguments)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Fit as the command line says; writes OUT/bpclip-mini.safetensors, calibrated, and OUT/run.json."""
+    args = parse(arguments)
     torch.manual_seed(args.seed)
     args.out.mkdir(parents=True, exist_ok=True)
     model = create_model("bpclip-mini", weights=args.init, device=Accelerator().device)

@@ -99,10 +99,9 @@ def prediction_statistics(model: Tiny, cache: Path) -> tuple[Tensor, Tensor]:
     return torch.stack(pairs, 1), torch.stack([torch.zeros_like(found["severity"]), found["severity"]], 1)
 
 
-def gather(model: Tiny, args: argparse.Namespace) -> Statistics:
-    """Everything the head learns from, from the training part of the data."""
+def gather_ladders(model: Tiny, clean: list[Photograph], args: argparse.Namespace) -> tuple[Tensor, Tensor]:
+    """Statistics and severities of small and of large crops of clean photographs; see `Statistics`."""
     rng, generator = np.random.default_rng(args.seed), torch.Generator().manual_seed(args.seed)
-    clean, scored = split(clean_photographs(args.data))[0], split(scored_photographs(args.data))[0]
     small = ladder_statistics(
         model, Crops(clean, args.crop, args.each, rng).images.float() / 255, batches.LADDER_KINDS, generator
     )
@@ -111,6 +110,13 @@ def gather(model: Tiny, args: argparse.Namespace) -> Statistics:
         model, Crops(few, args.large_crop, 1, rng).images.float() / 255, batches.LADDER_KINDS, generator
     )
     ladders, severities = (torch.cat(parts) for parts in zip(small, large, strict=True))
+    return ladders, severities
+
+
+def gather(model: Tiny, args: argparse.Namespace) -> Statistics:
+    """Everything the head learns from, from the training part of the data."""
+    clean, scored = split(clean_photographs(args.data))[0], split(scored_photographs(args.data))[0]
+    ladders, severities = gather_ladders(model, clean, args)
     labels = torch.tensor([batches.raw_units(p.mos) for p in scored], dtype=torch.float32)
     predictions, costs = prediction_statistics(model, args.denoised) if args.denoised else (ladders[:0, :2], labels[:0])
     return Statistics(ladders, severities, whole_pictures(model, scored), labels, predictions, costs)
@@ -181,8 +187,8 @@ def fit(model: Tiny, known: Statistics, args: argparse.Namespace, device: torch.
     model.eval().requires_grad_(False)
 
 
-def main(arguments: list[str] | None = None) -> None:
-    """Refit as the command line says; writes OUT/tiny.safetensors, calibrated, and OUT/run.json."""
+def parse(arguments: list[str] | None = None) -> argparse.Namespace:
+    """The settings on the command line."""
     parser = argparse.ArgumentParser(prog="accelerate launch -m iqguide.training.refit")
     parser.add_argument("--data", type=Path, required=True, help="folder with pristine/ and live-challenge/")
     parser.add_argument("--init", type=Path, required=True, help="safetensors file whose head is to be fitted anew")
@@ -202,7 +208,12 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--large-crop", type=int, default=384, help="side of the large ladder crops, px (%(default)s)")
     parser.add_argument("--large", type=int, default=30, help="photographs with a large crop (%(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of everything random (%(default)s)")
-    args = parser.parse_args(arguments)
+    return parser.parse_args(arguments)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Refit as the command line says; writes OUT/tiny.safetensors, calibrated, and OUT/run.json."""
+    args = parse(arguments)
     torch.manual_seed(args.seed)
     args.out.mkdir(parents=True, exist_ok=True)
     device = Accelerator().device
