@@ -101,8 +101,11 @@ def results_of(methods: dict[str, dict[str, Any]], plan: Plan) -> dict[str, dict
             if method != "unguided" and not method.endswith("candidates")
         }
         if plan.best_of > 1:
-            pair = (methods[f"{name}, all candidates"][judge] for name in ("unguided", "guided"))
-            results[judge][f"guided, all {len(plan.seeds) * plan.best_of} candidates"] = compare(*pair)
+            unguided, guided = (methods[f"{name}, all candidates"][judge] for name in ("unguided", "guided"))
+            results[judge][f"guided, all {len(plan.seeds) * plan.best_of} candidates"] = compare(unguided, guided)
+            if judge != "reward":
+                highest = unguided.reshape(len(plan.seeds), plan.best_of).max(1)
+                results[judge][f"best of {plan.best_of}, chosen by this judge"] = compare(before, highest)
     return results
 
 

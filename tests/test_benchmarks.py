@@ -286,6 +286,19 @@ def test_harness_end_to_end_and_resumed(pipeline, tmp_path, capsys, monkeypatch)
     assert len(changed) == 6
 
 
+def test_ceiling_of_best_of_n_is_the_judges_own_choice(monkeypatch):
+    monkeypatch.setattr(demo_quality, "judges", lambda: {"judge": None})
+    candidates = np.array([1.0, 4.0, 2.0, 0.0, 3.0, 3.5])  # two of each seed; the method's picture is the first
+    rows = {"unguided": candidates[::2], "best of 2": candidates[::2]}
+    rows = {name: {"judge": values, "reward": values} for name, values in rows.items()}
+    for name in ("unguided", "guided"):
+        rows[f"{name}, all candidates"] = {"judge": candidates, "reward": candidates}
+    results = demo_quality.results_of(rows, demo_quality.Plan((0, 1, 2), best_of=2))
+    assert results["judge"]["best of 2, chosen by this judge"]["mean"] == pytest.approx((3 + 0 + 0.5) / 3)
+    assert results["judge"]["best of 2"]["mean"] == 0
+    assert "best of 2, chosen by this judge" not in results["reward"]
+
+
 def test_attributes_are_what_the_words_name():
     grey = torch.full((1, 3, 32, 32), 0.4)
     orange = grey + torch.tensor([0.3, 0.0, -0.3]).view(3, 1, 1)
