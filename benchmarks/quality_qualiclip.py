@@ -37,7 +37,9 @@ def run(data: Path, out: Path, known: Pictures, splits: int, config: FinetuneCon
         finetune.train(config, resume=any(folder.glob("checkpoint-*")))
     model = create_model("qualiclip", weights=folder / "qualiclip.safetensors")
     parameters = sum(p.numel() for p in model.parameters())
-    scores = margins(model, [photograph.path for photograph in known.scored])
+    wanted = np.flatnonzero(np.any([known.held_out(number) for number in range(splits)], axis=0))
+    scores = np.full(len(known.scored), np.nan)
+    scores[wanted] = margins(model, [known.scored[number].path for number in wanted])
     tid = margins(model, list(known.tid.values()))
 
     def measure(key: Record) -> Record:
