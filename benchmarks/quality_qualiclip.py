@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from quality_protocol import Pictures, Record, collect, digest, figures
+from quality_protocol import Pictures, Record, cached, collect, digest, figures
 from tqdm import tqdm
 
 from iqguide import create_model
@@ -38,12 +38,17 @@ def run(data: Path, out: Path, known: Pictures, splits: int, config: FinetuneCon
     model = create_model("qualiclip", weights=folder / "qualiclip.safetensors")
     parameters = sum(p.numel() for p in model.parameters())
     wanted = np.flatnonzero(np.any([known.held_out(number) for number in range(splits)], axis=0))
-    scores = np.full(len(known.scored), np.nan)
-    scores[wanted] = margins(model, [known.scored[number].path for number in wanted])
-    tid = margins(model, list(known.tid.values()))
+
+    def judged() -> dict[str, torch.Tensor]:
+        scores = np.full(len(known.scored), np.nan)
+        scores[wanted] = margins(model, [known.scored[number].path for number in wanted])
+        return {"scored": torch.from_numpy(scores), "tid": torch.from_numpy(margins(model, list(known.tid.values())))}
+
+    seen = {name: scores.numpy() for name, scores in cached(folder / f"scores-{splits}.pt", judged).items()}
 
     def measure(key: Record) -> Record:
-        return figures(known, key["split"], scores[known.held_out(key["split"])], tid) | {"parameters": parameters}
+        scores = seen["scored"][known.held_out(key["split"])]
+        return figures(known, key["split"], scores, seen["tid"]) | {"parameters": parameters}
 
     keys = [{"variant": "qualiclip, reduced", "split": number, "seed": config.seed} for number in range(splits)]
     return collect(folder / "records.json", keys, measure)
