@@ -3,7 +3,8 @@
     python benchmarks/attack.py --data DIR --out runs/attack             # DIR holds pristine/
     python benchmarks/attack.py --data DIR --out runs/attack --publish   # also into benchmarks/
 
-From held-out photographs and from unguided pictures of the demo generator, four ways to raise the reward:
+From photographs that no judge was fitted on, and from unguided pictures of the demo generator, four ways to raise the
+reward:
 
 * pixels: steps of the same length along the gradient, nothing else;
 * latents: the same in the latents of the generator's autoencoder, which cannot draw everything;

@@ -90,7 +90,9 @@ def generate(pipe: Any, plan: Plan, guidance: RewardGuidance | None, folder: Pat
             for picture in folder.glob("*.png"):
                 picture.unlink()
     wanted = [(seed, k) for k in range(plan.best_of) for seed in plan.seeds]
-    missing = [(seed, k) for seed, k in wanted if not (folder / f"{seed}-{k}.png").exists()]
+    # a run that was killed may have left pictures whose times it had not written down
+    kept = {name for name in log["processor"] if (folder / f"{name}.png").exists()}
+    missing = [(seed, k) for seed, k in wanted if f"{seed}-{k}" not in kept]
     with tqdm(total=len(wanted), initial=len(wanted) - len(missing), desc=folder.name, unit="picture") as progress:
         for start in range(0, len(missing), plan.batch):
             batch = missing[start : start + plan.batch]

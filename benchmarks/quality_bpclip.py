@@ -114,4 +114,4 @@ def run(
         parameters = sum(p.numel() for p in model.parameters())
         return figures(known, key["split"], scores, judged(model, seen["tid"])) | {"parameters": parameters}
 
-    return collect(out / f"bpclip-{mark}-{digest(settings)}.json", keys, record)
+    return collect(out / f"bpclip-{mark}-{digest(settings, ABLATIONS)}.json", keys, record)

@@ -46,7 +46,9 @@ def tuned(config: FinetuneConfig, way: str, data: Path, out: Path, weights: str,
         return start
     option = GUIDANCE_GRADE if way == "guidance-grade" else dict.fromkeys(GUIDANCE_GRADE, 0.0)
     config = dataclasses.replace(config, data=data, init=start, denoised=denoised, **option)
-    config = dataclasses.replace(config, out=out / f"{config.model}-{way.replace(' ', '-')}-{digest(config, start)}")
+    config = dataclasses.replace(
+        config, out=out / f"{config.model}-{way.replace(' ', '-')}-{digest(config, start, denoised or '')}"
+    )
     if not (config.out / "run.json").is_file():
         finetune.train(config, resume=any(config.out.glob("checkpoint-*")))
     return config.out / f"{config.model}.safetensors"

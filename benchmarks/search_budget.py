@@ -301,6 +301,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     args.out.mkdir(parents=True, exist_ok=True)
     pipe, reward, every = load_pipeline(args.pipeline, torch.device("cpu")), create_model(args.model), judges()
     settings = {"pipeline": fingerprint(*pipeline_modules(pipe)), "reward": fingerprint(reward), "steps": args.steps}
+    settings |= {"eta": ETA, "prompts": list(PROMPTS)}
     settings["guidance"] = json.loads(json.dumps(plain(RewardGuidance(reward))))
     raw = args.out / "search_budget.csv"
     check_settings(args.out / "settings.json", settings)
@@ -340,7 +341,10 @@ def report(raw: Path, args: argparse.Namespace, names: Sequence[str]) -> None:
     plot(found, names, args.out / "search_budget.png")
     if args.publish:
         write_between(README, "search-budget", f"{text}\n\n![Scores against compute](results/search_budget.png)")
-        (RESULTS / "search_budget.csv").write_text(raw.read_text())
+        published = RESULTS / "search_budget.csv"
+        published.unlink(missing_ok=True)
+        for row in rows:
+            append(published, row)
         plot(found, names, RESULTS / "search_budget.png")
 
 

@@ -151,6 +151,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--only", nargs="+", choices=VALUES, default=list(VALUES), metavar="FIELD", help="these sweeps")
     parser.add_argument("--publish", action="store_true", help="write tables, plot and CSV into benchmarks/")
     args = parser.parse_args(arguments)
+    if args.publish and set(args.only) != set(VALUES):
+        parser.error("--publish replaces the whole table; got it with a part of the sweeps, leave --only out")
     pipe, reward = load_pipeline(args.pipeline, torch.device("cpu")), create_model(args.model, weights=args.weights)
     plan = Plan(args.seeds, best_of=1, batch=args.batch, steps=args.steps)
     scores = {"reward": margin_of(reward), **judges()}

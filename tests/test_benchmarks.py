@@ -1,5 +1,6 @@
 """The benchmarks: judges against closed forms and real photographs, the harness on a real pipeline at tiny size."""
 
+import json
 import sys
 from pathlib import Path
 
@@ -279,6 +280,13 @@ def test_harness_end_to_end_and_resumed(pipeline, tmp_path, capsys, monkeypatch)
     run_harness(pipeline, tmp_path)
     assert lost.read_bytes() == before or np.abs(np.asarray(Image.open(lost), int) - unguided).max() <= 1
     assert all(p.stat().st_mtime_ns == time for p, time in times.items() if p != lost)
+
+    settings = tmp_path / "candidates" / "unguided" / "settings.json"
+    log = json.loads(settings.read_text())
+    del log["processor"]["1-0"]  # killed after the picture was written and before its time was
+    settings.write_text(json.dumps(log))
+    run_harness(pipeline, tmp_path)
+    assert "1-0" in json.loads(settings.read_text())["processor"]
 
     run_harness(pipeline, tmp_path, "--guidance", '{"scale": 0.3}')
     changed = [p for p, time in times.items() if p.exists() and p.stat().st_mtime_ns != time and p != lost]

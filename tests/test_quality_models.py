@@ -131,6 +131,7 @@ def test_fits_of_bpclip_learn_nothing_of_the_held_out_part(data, known, tmp_path
     sizes = {record["variant"]: record["parameters"] for record in records}
     assert sizes["no weight branch"] < sizes["top-down"] == sizes["bottom-up, weight branch, adjectives"]
     kept = np.sort(known.opinions[~known.held_out(0)])
+    assert len(seen) == len(small)
     for labels in seen:
         assert len(labels) == 3 * len(kept)
         np.testing.assert_allclose(np.sort(labels.numpy())[::3], kept)

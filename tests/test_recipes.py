@@ -114,6 +114,16 @@ def test_degradations_of_the_corpus(recipe):
     assert set(kind.tolist()) == {0, 1, 2, 3}
 
 
+def test_kinds_of_the_corpus_have_their_shares(recipe, monkeypatch):
+    module = recipe("corpus")
+    unchanged = [(lambda images, *_: images, low, high) for _, low, high in module.DEGRADATIONS]
+    monkeypatch.setattr(module, "DEGRADATIONS", unchanged)
+    kind = module.degrade(torch.zeros(4000, 3, 1, 1), torch.Generator().manual_seed(0))[1]
+    found = torch.bincount(kind, minlength=4) / len(kind)
+    torch.testing.assert_close(found, torch.tensor(module.SHARES), rtol=0, atol=0.03)
+    assert sum(module.SHARES) == pytest.approx(1)
+
+
 def test_autoencoder_is_one_of_diffusers(autoencoder):
     vae = AutoencoderTiny.from_pretrained(autoencoder)
     images = torch.rand(1, 3, 64, 64)
@@ -129,14 +139,15 @@ def teacher_file(squeezenet, tmp_path):
     return tmp_path / "squeezenet.pt"
 
 
-def test_a_sharper_decoder_for_the_same_latents(recipe, corpus, autoencoder, generator, teacher_file, runs):
+@pytest.mark.parametrize("share", ["0", "1"])
+def test_a_sharper_decoder_for_the_same_latents(share, recipe, corpus, autoencoder, generator, teacher_file, runs):
     redrawn = runs / "redrawn.pt"
     pipeline = generator / "pipeline"
     recipe("redrawn").main(
         ["--corpus", str(corpus), "--pipeline", str(pipeline), "--out", str(redrawn), "--pictures", "4"]
     )
     arguments = ["--corpus", str(corpus), "--vae", str(autoencoder), "--teacher", str(teacher_file)]
-    arguments += ["--redrawn", str(redrawn), "--minutes", A_STEP, "--batch", "2"]
+    arguments += ["--redrawn", str(redrawn), "--redrawn-share", share, "--minutes", A_STEP, "--batch", "2"]
     recipe("decoder").main([*arguments, "--out", str(runs / "sharp")])
     before, after = (AutoencoderTiny.from_pretrained(path) for path in (autoencoder, runs / "sharp"))
     for a, b in zip(before.encoder.parameters(), after.encoder.parameters(), strict=True):

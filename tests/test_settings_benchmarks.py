@@ -108,7 +108,11 @@ def test_sweep_end_to_end_and_resumed(pipeline, tmp_path, capsys, monkeypatch, r
 
     times = {path: path.stat().st_mtime_ns for path in out.rglob("*.png") if path.parent != out}
     assert len(times) == 5 * 4
-    settings_sweep.main([*arguments, "--only", "scale"])
+    with pytest.raises(SystemExit):
+        settings_sweep.main([*arguments, "--only", "scale"])
+    assert "--only" in capsys.readouterr().err
+    assert "max_drift" in page.read_text()  # the published table is still whole
+    settings_sweep.main([*arguments[:-1], "--only", "scale"])
     assert all(path.stat().st_mtime_ns == time for path, time in times.items())
 
 

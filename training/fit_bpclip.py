@@ -160,7 +160,9 @@ def losses(model: BPCLIP, known: Known, args: argparse.Namespace, generator: tor
         return raw_units(100 * model.judge(found))
 
     ranking, severity = [], []
-    for kind, count in zip(known.ladders, (args.ladders, args.ladders // 4, args.ladders // 2), strict=False):
+    for kind, count in zip(
+        known.ladders, (args.ladders, max(1, args.ladders // 4), max(1, args.ladders // 2)), strict=False
+    ):
         maps, costs = kind.batch(count, min(4, kind.maps.shape[1]), generator)
         scores, costs = raw(maps.flatten(0, 1)).view(costs.shape), costs.to(device)
         ranking.append(objectives.ladder_ranking(scores, costs, args.slope))

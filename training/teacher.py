@@ -1,7 +1,8 @@
 """Opinion labels for crops: SqueezeNet features and ridge regression on human scores.
 
 The network is SqueezeNet 1.0 as its authors trained it on ImageNet (Iandola et al. 2016, arXiv 1602.07360; 227 px, BGR,
-Caffe means), read from a file that the user names. Only its opinion of crops reaches the model that is trained.
+Caffe means), read from a file that the user names. Its opinion of crops and its feature maps are learnt from; none of
+its weights are kept.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ TAPS = (3, 5, 7, 9)
 
 
 class Squeezenet:
-    """Pooled features of SqueezeNet 1.0, from a state dict with the layer names of its authors (`fire2/conv1x1_1`)."""
+    """Feature maps of SqueezeNet 1.0, from a state dict with the layer names of its authors (`fire2/conv1x1_1`)."""
 
     def __init__(self, path: Path) -> None:
         self.weights = {k: v.float() for k, v in torch.load(path, weights_only=True).items()}

@@ -22,6 +22,7 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 LATENT_CHANNELS = 32
+LEARNING_RATE = 1.5e-3
 
 
 def build() -> AutoencoderTiny:
@@ -113,13 +114,13 @@ def train(vae: AutoencoderTiny, corpus: Tensor, args: argparse.Namespace, anchor
     """
     generator = torch.Generator().manual_seed(0)
     vae.to(memory_format=torch.channels_last)
-    optimiser = torch.optim.AdamW(vae.parameters(), 1e-3, betas=(0.9, 0.95), weight_decay=1e-3)
+    optimiser = torch.optim.AdamW(vae.parameters(), LEARNING_RATE, betas=(0.9, 0.95), weight_decay=1e-3)
     start, saved, step = time.time(), 0.0, 0
     progress = tqdm(total=100, desc="autoencoder", unit="%")
     while (share := (time.time() - start) / (args.minutes * 60)) < 1:
         progress.update(int(share * 100) - progress.n)
         for group in optimiser.param_groups:
-            group["lr"] = 1.5e-3 * warm_up_and_decay(step, share)
+            group["lr"] = LEARNING_RATE * warm_up_and_decay(step, share)
         images = batch(corpus, args.batch, args.crop, generator)
         latents, decoded = reconstruct(vae, images)
         error, energy = decoded - images, energy_loss(decoded, images)

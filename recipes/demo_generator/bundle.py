@@ -1,6 +1,6 @@
 """Put a trained demo generator together for shipping: half precision, another decoder if wanted, tidy config files.
 
-python recipes/demo_generator/bundle.py --pipeline runs/demo/pipeline --vae runs/vae-fine --out models/assets/demo
+python recipes/demo_generator/bundle.py --pipeline runs/demo/pipeline --vae runs/vae-sharp --out models/assets/demo
 """
 
 from __future__ import annotations
