@@ -142,7 +142,8 @@ def test_workflows_fit_the_live_object_info(path, object_info):
         for entry in node["inputs"]:
             kind = inputs[entry["name"]][0]
             assert entry["type"] == ("COMBO" if isinstance(kind, list) else kind)
-        assert [entry["type"] for entry in node["outputs"]] == known["output"]
+        outputs = [entry["type"] for entry in node["outputs"]]
+        assert outputs == known["output"][: len(outputs)]  # ComfyUI's own nodes gain some: those of the oldest version
         assert {entry["name"] for entry in node["inputs"] if entry["link"]} >= {
             name for name in known["input"].get("required", {}) if not is_widget(inputs[name])
         }
