@@ -25,6 +25,8 @@ WORKFLOWS = sorted((ROOT / "workflows").glob("*.json"))
 FOLDER = "ComfyUI-IQGuide"
 FOLDERS = {"CheckpointLoaderSimple": "checkpoints", "UNETLoader": "diffusion_models", "VAELoader": "vae"}
 FOLDERS |= {"DualCLIPLoader": "text_encoders"}
+# Of the frontend: nothing in front of the graph, above all not the templates that it offers at a first visit.
+SETTINGS = {"Comfy.TutorialCompleted": True, "Comfy.Minimap.Visible": False, "Comfy.Graph.CanvasInfo": False}
 
 
 def files_named_in_workflows():
@@ -54,6 +56,8 @@ class Server:
         (base / "input" / "pictures").mkdir()
         for name, size in (("a", (96, 64)), ("b", (64, 80))):
             Image.effect_noise(size, 60).convert("RGB").save(base / "input" / "pictures" / f"{name}.png")
+        (base / "user" / "default").mkdir(parents=True)
+        (base / "user" / "default" / "comfy.settings.json").write_text(json.dumps(SETTINGS), "utf-8")
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             self.port = free.getsockname()[1]
@@ -198,8 +202,6 @@ def page(server):
         page.goto(f"http://127.0.0.1:{server.port}/", wait_until="domcontentloaded")
         page.wait_for_function("window.app && window.app.canvas && window.app.extensionManager?.command")
         page.wait_for_timeout(5_000)  # it opens a workflow of its own
-        for setting in ("Comfy.Minimap.Visible", "Comfy.Graph.CanvasInfo"):
-            page.evaluate("name => window.app.extensionManager.setting.set(name, false)", setting)
         yield page
         browser.close()
 
