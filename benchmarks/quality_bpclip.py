@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from quality_protocol import WHOLE, Pictures, Record, cached, collect, digest, figures
+from quality_protocol import WHOLE, Pictures, Record, cached, collect, digest, figures, split_keys
 from torch import Tensor
 from tqdm import tqdm
 
@@ -104,8 +104,7 @@ def run(
     if part == "ablations":
         keys = [{"variant": name, "split": 0, "seed": seed} for seed in range(SEEDS) for name in ABLATIONS]
     else:
-        keys = [{"variant": "bpclip-mini" + WHOLE, "split": 0, "seed": 0}]
-        keys += [{"variant": "bpclip-mini", "split": number, "seed": number} for number in range(splits)]
+        keys = split_keys("bpclip-mini", splits)
 
     def record(key: Record) -> Record:
         model = eyes if key["variant"].endswith(WHOLE) else fitted(eyes, seen, known, key, settings)

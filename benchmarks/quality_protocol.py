@@ -96,6 +96,12 @@ def cached(path: Path, make: Callable[[], Any]) -> Any:
     return torch.load(path, weights_only=True)
 
 
+def split_keys(name: str, splits: int) -> list[Record]:
+    """Of the file itself on split 0, and of a fit on each split; the seed is the split's number."""
+    own = {"variant": name + WHOLE, "split": 0, "seed": 0}
+    return [own, *({"variant": name, "split": number, "seed": number} for number in range(splits))]
+
+
 def collect(path: Path, keys: Sequence[Record], measure: Callable[[Record], Record]) -> list[Record]:
     """The records of all keys; each is written when it is there, and not measured again when it is in the file.
 

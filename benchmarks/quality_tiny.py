@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from quality_protocol import WHOLE, Pictures, Record, cached, collect, digest, figures
+from quality_protocol import WHOLE, Pictures, Record, cached, collect, digest, figures, split_keys
 from torch import Tensor
 
 from iqguide import create_model
@@ -70,8 +70,6 @@ def run(
     mark = digest(find_weights(get_spec("tiny"), weights), crops)
     model = create_model("tiny", weights=weights).to(memory_format=torch.channels_last)
     seen = cached(out / f"tiny-{mark}.pt", lambda: statistics(model, data, known, crops))
-    keys = [{"variant": "tiny" + WHOLE, "split": 0, "seed": 0}]
-    keys += [{"variant": "tiny", "split": number, "seed": number} for number in range(splits)]
 
     def record(key: Record) -> Record:
         number = key["split"]
@@ -79,4 +77,4 @@ def run(
         aside = torch.from_numpy(known.held_out(number))
         return figures(known, number, judged(own, seen["scored"][aside]), judged(own, seen["tid"]))
 
-    return collect(out / f"tiny-{mark}-{digest(settings)}.json", keys, record)
+    return collect(out / f"tiny-{mark}-{digest(settings)}.json", split_keys("tiny", splits), record)
