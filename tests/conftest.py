@@ -11,6 +11,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 
 ROOT = Path(__file__).resolve().parents[1]
 LOCAL_HOSTS = {"127.0.0.1", "::1", "localhost"}
@@ -98,3 +99,13 @@ def squeezenet():
             layer = getattr(reference[place], theirs)
             weights |= {f"fire{number}/{ours}.{key}": value for key, value in layer.state_dict().items()}
     return reference, fires, weights
+
+
+@pytest.fixture(scope="module")
+def on_the_cpu():
+    """accelerate on the CPU, whatever the machine has; its state is forgotten before and after."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ACCELERATE_USE_CPU", "true")
+        AcceleratorState._reset_state(reset_partial_state=True)
+        yield
+    AcceleratorState._reset_state(reset_partial_state=True)

@@ -22,6 +22,8 @@ import iqguide
 from iqguide.training import batches, calibrate, data, finetune, learners, material, objectives
 from iqguide.training.config import FinetuneConfig, parse_config, read_config
 
+pytestmark = pytest.mark.usefixtures("on_the_cpu")
+
 SMALL = {"crop": 48, "opinion_crop": 48, "ladders": 2, "rungs": 3, "opinions": 3, "aligned": 2, "cut": 2, "steps": 2}
 CLIP = {"layers": [1, 1, 1, 1], "width": 8, "head_width": 32, "embed_dim": 16, "image_size": 64}
 MINI = {"channels": [8, 8, 16, 16], "width": 16, "heads": 2, "mask_width": 8, "text_dim": 16, "head_width": 8}
@@ -41,15 +43,6 @@ MODELS = {
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     return training_folder(tmp_path_factory.mktemp("data"), scored=17)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def on_the_cpu():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("ACCELERATE_USE_CPU", "true")
-        AcceleratorState._reset_state(reset_partial_state=True)
-        yield
-    AcceleratorState._reset_state(reset_partial_state=True)
 
 
 @pytest.fixture

@@ -5,7 +5,6 @@ import json
 
 import pytest
 import torch
-from accelerate.state import AcceleratorState
 from made_photographs import training_folder
 from safetensors.torch import load_file, safe_open
 from torch.nn import functional as F
@@ -15,15 +14,6 @@ from iqguide.models import save_bpclip
 from iqguide.training import batches, distill, distill_bpclip, distortions, fit_bpclip
 
 SMALL = "--steps 8 --ladders 4 --opinions 4 --crop 48 --large-crop 64 --large 2 --opinion-crop 64".split()
-
-
-@pytest.fixture(scope="module")
-def on_the_cpu():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("ACCELERATE_USE_CPU", "true")
-        AcceleratorState._reset_state(reset_partial_state=True)
-        yield
-    AcceleratorState._reset_state(reset_partial_state=True)
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from accelerate.state import AcceleratorState
 from made_photographs import texture, training_folder
 from scipy.stats import spearmanr
 
@@ -25,6 +24,8 @@ import tables
 from iqguide.training import batches, fit_bpclip, refit
 from iqguide.training.data import split
 
+pytestmark = pytest.mark.usefixtures("on_the_cpu")
+
 TINY = tuple(text.split() for text in ("--crop 32 --each 1 --large-crop 32 --large 1", "--steps 2 --batch 4"))
 MINI = tuple(
     text.split()
@@ -33,15 +34,6 @@ MINI = tuple(
         "--steps 2 --ladders 4 --opinions 4",
     )
 )
-
-
-@pytest.fixture(scope="module", autouse=True)
-def on_the_cpu():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("ACCELERATE_USE_CPU", "true")
-        AcceleratorState._reset_state(reset_partial_state=True)
-        yield
-    AcceleratorState._reset_state(reset_partial_state=True)
 
 
 @pytest.fixture(autouse=True)

@@ -127,19 +127,31 @@ def distil(args: argparse.Namespace) -> None:
     imitate(student, FIRES, args, lambda trained: save_tiny(trained.tiny, args.out / "tiny.safetensors"))
 
 
+def parser(name: str, result: str, steps: int) -> argparse.ArgumentParser:
+    """The flags that every imitation has.
+
+    Args:
+        name: of the module, for the help.
+        result: name of the file that is written.
+        steps: the default.
+    """
+    flags = argparse.ArgumentParser(prog=f"accelerate launch -m iqguide.training.{name}")
+    flags.add_argument("--data", type=Path, required=True, help="folder with pristine/ and live-challenge/")
+    flags.add_argument("--teacher", type=Path, required=True, help="SqueezeNet 1.0 state dict")
+    flags.add_argument("--out", type=Path, required=True, help=f"folder for {result}")
+    flags.add_argument("--steps", type=int, default=steps, help="optimiser steps (%(default)s)")
+    flags.add_argument("--batch", type=int, default=24, help="crops a step (%(default)s)")
+    flags.add_argument("--crop", type=int, default=128, help="side of the crops, px (%(default)s)")
+    flags.add_argument("--lr", type=float, default=3e-3, help="highest learning rate (%(default)s)")
+    flags.add_argument("--seed", type=int, default=0, help="of everything random (%(default)s)")
+    return flags
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Distil as the command line says."""
-    parser = argparse.ArgumentParser(prog="accelerate launch -m iqguide.training.distill")
-    parser.add_argument("--data", type=Path, required=True, help="folder with pristine/ and live-challenge/")
-    parser.add_argument("--teacher", type=Path, required=True, help="SqueezeNet 1.0 state dict")
-    parser.add_argument("--out", type=Path, required=True, help="folder for tiny.safetensors")
-    parser.add_argument("--init", type=Path, help="go on from this safetensors file instead of random weights")
-    parser.add_argument("--steps", type=int, default=1200, help="optimiser steps (%(default)s)")
-    parser.add_argument("--batch", type=int, default=24, help="crops a step (%(default)s)")
-    parser.add_argument("--crop", type=int, default=128, help="side of the crops, px (%(default)s)")
-    parser.add_argument("--lr", type=float, default=3e-3, help="highest learning rate (%(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="of everything random (%(default)s)")
-    distil(parser.parse_args(arguments))
+    flags = parser("distill", "tiny.safetensors", 1200)
+    flags.add_argument("--init", type=Path, help="go on from this safetensors file instead of random weights")
+    distil(flags.parse_args(arguments))
 
 
 if __name__ == "__main__":

@@ -9,7 +9,6 @@ the teacher.
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +16,7 @@ from torch import Tensor, nn
 from ..models.bpclip import BPCLIP
 from ..models.bpclip_files import save_bpclip
 from ..models.create import create_model
-from .distill import imitate
+from .distill import imitate, parser
 
 FIRES = (3, 7, 9, 9)  # of strides 4, 8, 16 and 16, for the stages of strides 4 to 32
 FIRE_CHANNELS = (128, 384, 512, 512)
@@ -49,16 +48,7 @@ def distil(args: argparse.Namespace) -> None:
 
 def main(arguments: list[str] | None = None) -> None:
     """Distil as the command line says."""
-    parser = argparse.ArgumentParser(prog="accelerate launch -m iqguide.training.distill_bpclip")
-    parser.add_argument("--data", type=Path, required=True, help="folder with pristine/ and live-challenge/")
-    parser.add_argument("--teacher", type=Path, required=True, help="SqueezeNet 1.0 state dict")
-    parser.add_argument("--out", type=Path, required=True, help="folder for bpclip-mini.safetensors")
-    parser.add_argument("--steps", type=int, default=1300, help="optimiser steps (%(default)s)")
-    parser.add_argument("--batch", type=int, default=24, help="crops a step (%(default)s)")
-    parser.add_argument("--crop", type=int, default=128, help="side of the crops, px (%(default)s)")
-    parser.add_argument("--lr", type=float, default=3e-3, help="highest learning rate (%(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="of everything random (%(default)s)")
-    distil(parser.parse_args(arguments))
+    distil(parser("distill_bpclip", "bpclip-mini.safetensors", 1300).parse_args(arguments))
 
 
 if __name__ == "__main__":
