@@ -3,13 +3,15 @@
     python benchmarks/attack.py --data DIR --out runs/attack             # DIR holds pristine/
     python benchmarks/attack.py --data DIR --out runs/attack --publish   # also into benchmarks/
 
-From photographs that no judge was fitted on, and from unguided pictures of the demo generator, four ways to raise the
+From photographs that no judge was fitted on, and from unguided pictures of the demo generator, six ways to raise the
 reward:
 
 * pixels: steps of the same length along the gradient, nothing else;
-* latents: the same in the latents of the generator's autoencoder, which cannot draw everything;
+* pixels, statistics kept: the same, with a penalty on statistics that photographs do not have (natural_range.py);
+* latents: as the first, in the latents of the generator's autoencoder, which cannot draw everything;
 * latents, defended: the very pushes of `RewardGuidance` (smoothed, averaged, clipped, inside the window, the trust
   region), but of a picture that stays what it is: no diffusion model answers. Stronger and stronger scales;
+* latents, defended, statistics kept: the same with that penalty;
 * guided sampling, from the noise of the unguided pictures: all of the defence, with the diffusion model's own
   prediction of every step as the tether. The same scales.
 
@@ -32,6 +34,7 @@ from artefacts import ranges
 from demo_pictures import Plan, generate
 from demo_statistics import compare, inside
 from judges import judges, load, margin_of, measure
+from natural_range import NaturalRange, fit, kept_inside
 from panels import FONT, INK, Line, Panel, grid
 from photographs import clean_crops, split
 from PIL import Image, ImageDraw
@@ -51,7 +54,15 @@ PIXEL_STEP, LATENT_STEP = 0.01, 0.05  # root mean square of one step
 EVALUATIONS = 16  # of a defended climb; half of them take a gradient
 TIMES = (1, 2, 4)  # the default scale
 KEPT = (0, 1, 2, 4, 8, 16, 32)  # steps at which a picture is kept
-WAYS = ("pixels", "latents", "latents, defended", "guided sampling")
+KEPT_WEIGHT = 20.0  # of the penalty; at a fifth of it the pictures leave the range a little further
+WAYS = (
+    "pixels",
+    "pixels, statistics kept",
+    "latents",
+    "latents, defended",
+    "latents, defended, statistics kept",
+    "guided sampling",
+)
 Paths = dict[str, list[Tensor]]  # way -> pictures (N, 3, H, W) after more and more of it; first the start
 
 
@@ -100,16 +111,23 @@ def defended(guidance: RewardGuidance, decode: Callable[[Tensor], Tensor], start
         return decode(place)
 
 
-def ways_from(images: Tensor, reward: Any, space: Space, steps: int) -> Paths:
-    """The three ways that need nothing but the pictures."""
+def ways_from(images: Tensor, reward: Any, space: Space, region: NaturalRange, steps: int) -> Paths:
+    """The ways that need nothing but the pictures."""
     latents = space.encode(images)
     with torch.no_grad():
         first = space.decode(latents)
-    pushed = [defended(RewardGuidance(reward, scale=scale), space.decode, latents, EVALUATIONS) for scale in scales()]
+    kept = kept_inside(margin_of(reward), region, KEPT_WEIGHT)
+
+    def pushed(reward: Any) -> list[Tensor]:
+        guidances = [RewardGuidance(reward, scale=scale) for scale in scales()]
+        return [first, *(defended(guidance, space.decode, latents, EVALUATIONS) for guidance in guidances)]
+
     return {
         "pixels": ascend(reward, clamp_towards_range, images, PIXEL_STEP, steps),
+        "pixels, statistics kept": ascend(kept, clamp_towards_range, images, PIXEL_STEP, steps),
         "latents": ascend(reward, space.decode, latents, LATENT_STEP, steps),
-        "latents, defended": [first, *pushed],
+        "latents, defended": pushed(reward),
+        "latents, defended, statistics kept": pushed(kept),
     }
 
 
@@ -128,7 +146,7 @@ def sampled(pipe: Any, plan: Plan, reward: Any, out: Path) -> list[Tensor]:
 
 def stops_of(way: str, count: int) -> list[str]:
     """Names of the pictures that a way keeps."""
-    if way in ("pixels", "latents"):
+    if "defended" not in way and way != "guided sampling":
         return [f"{steps} steps" for steps in KEPT[:count]]
     return ["scale 0", *(f"scale {scale:g}" for scale in scales())]
 
@@ -189,7 +207,8 @@ def sheet(starts: Mapping[str, Paths], path: Path, most: int = 5, left: int = 13
     stops = {"start": ("pixels", 0), **{way: (way, -1) for way in WAYS}, "at the default": (WAYS[-1], 1)}
     canvas = Image.new("RGB", (left + len(starts) * each * side, len(stops) * side), "white")
     for row, (name, (way, stop)) in enumerate(stops.items()):
-        ImageDraw.Draw(canvas).text((6, row * side + side // 2), name, INK, FONT, anchor="lm")
+        where = (6, row * side + side // 2)
+        ImageDraw.Draw(canvas).multiline_text(where, name.replace(", ", ",\n"), INK, FONT, anchor="lm")
         for block, ways in enumerate(starts.values()):
             for column, image in enumerate(ways[way][stop][:each] if way in ways else ()):
                 canvas.paste(to_pil(image), (left + (block * each + column) * side, row * side))
@@ -207,11 +226,13 @@ def write_csv(rows: Sequence[Mapping[str, Any]], names: Sequence[str], path: Pat
             writer.writerow([*(row[name] for name in head[:4]), *(f"{value:.5g}" for value in numbers)])
 
 
-def attack(reward: Any, space: Space, photographs: Tensor, plan: Plan, steps: int, out: Path) -> dict[str, Paths]:
+def attack(
+    reward: Any, space: Space, region: NaturalRange, photographs: Tensor, plan: Plan, steps: int, out: Path
+) -> dict[str, Paths]:
     """All paths up one reward, by where they start."""
     guided = sampled(space.pipe, plan, reward, out)
     starts = {"photographs": photographs, "samples": guided[0]}
-    paths = {start: ways_from(images, reward, space, steps) for start, images in starts.items()}
+    paths = {start: ways_from(images, reward, space, region, steps) for start, images in starts.items()}
     paths["samples"]["guided sampling"] = guided
     return paths
 
@@ -231,11 +252,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     pipe = load_pipeline(args.pipeline, torch.device("cpu"))
     space = Space(pipe, find_decoder(pipe))
     plan = Plan(tuple(range(args.count)), best_of=1, batch=args.count, steps=args.sampling_steps)
-    photographs = clean_crops(split(args.data)[1][: args.count], 1, seed=7)
+    fitted, aside = split(args.data)
+    photographs = clean_crops(aside[: args.count], 1, seed=7)
+    region = fit(clean_crops(fitted, 4, seed=3))
     rows, pictures = [], {}
     for name in args.models:
         reward = create_model(name, weights=args.weights)
-        pictures[name] = attack(reward, space, photographs, plan, args.steps, args.out / name)
+        pictures[name] = attack(reward, space, region, photographs, plan, args.steps, args.out / name)
         scores = {"reward": margin_of(reward), **judges()}
         for start, paths in pictures[name].items():
             for way, path in paths.items():

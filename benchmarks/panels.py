@@ -10,7 +10,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 FONT, LINE = ImageFont.load_default(12), 18
 INK, GRID = (30, 30, 30), (205, 205, 205)
-COLOURS = ((40, 90, 160), (200, 60, 40), (60, 140, 70), (150, 80, 160))
+COLOURS = ((40, 90, 160), (200, 60, 40), (60, 140, 70), (150, 80, 160), (215, 150, 30), (90, 90, 90))
 LEFT, RIGHT, TOP, BOTTOM = 48, 30, 26, 24
 
 

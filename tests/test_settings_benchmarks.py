@@ -15,6 +15,7 @@ from tiny_pipelines import demo_like_pipeline
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))  # its scripts are no package
 
 import attack
+import natural_range
 import panels
 import settings_sweep
 import tables
@@ -150,6 +151,18 @@ def test_defended_ascent_goes_as_far_as_guidance_does(scale):
     torch.testing.assert_close(moved, far * signs().expand(2, -1, -1, -1), atol=1e-4, rtol=0)
 
 
+def test_natural_range_holds_photographs_and_not_what_leaves_them():
+    generator = torch.Generator().manual_seed(0)
+    coarse = torch.rand(60, 3, 9, 9, generator=generator)
+    smooth = torch.nn.functional.interpolate(coarse, size=(64, 64), mode="bicubic").clamp(0, 1)
+    region = natural_range.fit(smooth)
+    assert (region.outside(smooth) == 0).float().mean().item() == pytest.approx(natural_range.USUAL, abs=0.02)
+    noisy = (smooth + 0.2 * torch.randn(smooth.shape, generator=generator)).clamp(0, 1)
+    assert region.outside(noisy).min() > 1
+    reward = natural_range.kept_inside(lambda images: images.mean((1, 2, 3)), region, 2.0)
+    torch.testing.assert_close(reward(noisy), noisy.mean((1, 2, 3)) - 2 * (region.distance(noisy) - region.radius))
+
+
 def test_attack_end_to_end(pipeline, tmp_path, capsys, monkeypatch, random_tiny):
     monkeypatch.setattr(attack, "README", tmp_path / "page.md")
     monkeypatch.setattr(attack, "RESULTS", tmp_path)
@@ -161,7 +174,7 @@ def test_attack_end_to_end(pipeline, tmp_path, capsys, monkeypatch, random_tiny)
     attack.main(["--data", str(data), "--pipeline", pipeline, "--out", str(out), *options])
     printed = capsys.readouterr().out
     rows = list(csv.DictReader((tmp_path / "attack.csv").read_text().splitlines()))
-    ways = [(start, way) for start in ("photographs", "samples") for way in attack.WAYS][:3]
+    ways = [(start, way) for start in ("photographs", "samples") for way in attack.WAYS][:5]
     ways += [("samples", way) for way in attack.WAYS]
     assert list(dict.fromkeys((row["start"], row["way"]) for row in rows)) == ways
     for row in rows:
@@ -171,14 +184,14 @@ def test_attack_end_to_end(pipeline, tmp_path, capsys, monkeypatch, random_tiny)
     assert climbs == sorted(climbs)
     moved = {row["stop"]: float(row["moved"]) for row in rows if row["way"] == "pixels"}
     assert moved["2 steps"] == pytest.approx(2 * attack.PIXEL_STEP, rel=0.2)  # the direction turns, and 8 bits
-    assert printed.count("photographs: ") == 3
-    assert printed.count("samples: ") == 5
+    assert printed.count("photographs: ") == 5
+    assert printed.count("samples: ") == 7
     assert f"| samples: guided sampling, scale {DEFAULT:g} |" in printed
     with Image.open(tmp_path / "attack_tiny.png") as sheet:
         pixels = np.asarray(sheet)
-    assert pixels.shape[:2] == (6 * 128, 130 + 2 * 2 * 128)
-    assert (pixels[4 * 128 :, 130 : 130 + 2 * 128] == 255).all()  # no sampling leads to a photograph
-    assert not (pixels[4 * 128 :, 130 + 2 * 128 :] == 255).all()
+    assert pixels.shape[:2] == ((2 + len(attack.WAYS)) * 128, 130 + 2 * 2 * 128)
+    assert (pixels[-2 * 128 :, 130 : 130 + 2 * 128] == 255).all()  # no sampling leads to a photograph
+    assert not (pixels[-2 * 128 :, 130 + 2 * 128 :] == 255).all()
     assert "![Paths](results/attack.png)" in (tmp_path / "page.md").read_text()
 
 
