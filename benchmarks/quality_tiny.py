@@ -27,7 +27,8 @@ def statistics(model: Tiny, data: Path, known: Pictures, crops: tuple[str, ...])
     """What the convolutions see: of ladders, of all scored pictures, of tid2013-6ref."""
     args = refit.parse([*crops, "--data", str(data), "--init", "", "--out", ""])
     clean = split(clean_photographs(data))[0][:PHOTOGRAPHS]
-    ladders, severities = refit.gather_ladders(model, clean, args)
+    # no good scored photographs among the ladders: what one split learns from is held out in another
+    ladders, severities = refit.gather_ladders(model, clean, [], args)
     tid = [Photograph(path) for path in known.tid.values()]
     return {
         "ladders": ladders,

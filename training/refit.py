@@ -3,9 +3,10 @@
     accelerate launch -m iqguide.training.refit --data DATA --init runs/tiny/tiny.safetensors --out runs/refitted
 
 A step of fine-tuning sees a few crops; the head is small enough to see all of them at every step once the convolutions
-stand still. Whole human-scored pictures replace crops, so the scores learn from what they will be asked about. Every
-ladder has one more rung, a degraded crop brought a little back to the clean one, so the head keeps rising along the way
-back. Nothing random is left but dropout and the order.
+stand still. Whole human-scored pictures replace crops, so the scores learn from what they will be asked about. Ladders
+begin at crops of the clean photographs and, much reduced, of the good human-scored ones: more photographs help on new
+pictures. Every ladder has one more rung, a degraded crop brought a little back to the clean one, so the head keeps
+rising along the way back. Nothing random is left but dropout and the order.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from . import batches, distortions, objectives
 from .batches import Crops
 from .calibrate import calibrate, measure
 from .config import FinetuneConfig
-from .data import Photograph, clean_photographs, read, scored_photographs, split, to_tensor
+from .data import GOOD, Photograph, clean_photographs, random_crop, read, scored_photographs, split, to_tensor
 from .distill import learning_rate
 
 RESTORED = 0.02
@@ -99,24 +100,36 @@ def prediction_statistics(model: Tiny, cache: Path) -> tuple[Tensor, Tensor]:
     return torch.stack(pairs, 1), torch.stack([torch.zeros_like(found["severity"]), found["severity"]], 1)
 
 
-def gather_ladders(model: Tiny, clean: list[Photograph], args: argparse.Namespace) -> tuple[Tensor, Tensor]:
-    """Statistics and severities of small and of large crops of clean photographs; see `Statistics`."""
+def reduced_crops(photographs: list[Photograph], size: int, each: int, rng: np.random.Generator) -> Tensor:
+    """Crops (N, 3, size, size) uint8 of photographs at half their size or less: of good ones, these are clean."""
+    pictures = (read(p.path) for p in tqdm(photographs, desc="reduced crops") for _ in range(each))
+    return torch.stack([to_tensor(random_crop(picture, size, rng, most=4.0, least=2.0)) for picture in pictures])
+
+
+def gather_ladders(
+    model: Tiny, clean: list[Photograph], good: list[Photograph], args: argparse.Namespace
+) -> tuple[Tensor, Tensor]:
+    """Statistics and severities of ladders; see `Statistics`.
+
+    Args:
+        model: its convolutions are used.
+        clean: photographs, of which small and large crops are taken.
+        good: photographs that are clean when they are reduced.
+        args: settings on the command line.
+    """
     rng, generator = np.random.default_rng(args.seed), torch.Generator().manual_seed(args.seed)
-    small = ladder_statistics(
-        model, Crops(clean, args.crop, args.each, rng).images.float() / 255, batches.LADDER_KINDS, generator
-    )
     few = [clean[n] for n in rng.permutation(len(clean))[: args.large]]
-    large = ladder_statistics(
-        model, Crops(few, args.large_crop, 1, rng).images.float() / 255, batches.LADDER_KINDS, generator
-    )
-    ladders, severities = (torch.cat(parts) for parts in zip(small, large, strict=True))
+    crops = [Crops(clean, args.crop, args.each, rng).images, Crops(few, args.large_crop, 1, rng).images]
+    crops += [reduced_crops(good, args.crop, args.each_good, rng)] if good else []
+    parts = [ladder_statistics(model, part.float() / 255, batches.LADDER_KINDS, generator) for part in crops]
+    ladders, severities = (torch.cat(values) for values in zip(*parts, strict=True))
     return ladders, severities
 
 
 def gather(model: Tiny, args: argparse.Namespace) -> Statistics:
     """Everything the head learns from, from the training part of the data."""
     clean, scored = split(clean_photographs(args.data))[0], split(scored_photographs(args.data))[0]
-    ladders, severities = gather_ladders(model, clean, args)
+    ladders, severities = gather_ladders(model, clean, [p for p in scored if p.mos > GOOD], args)
     labels = torch.tensor([batches.raw_units(p.mos) for p in scored], dtype=torch.float32)
     predictions, costs = prediction_statistics(model, args.denoised) if args.denoised else (ladders[:0, :2], labels[:0])
     return Statistics(ladders, severities, whole_pictures(model, scored), labels, predictions, costs)
@@ -204,7 +217,8 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--back-weight", type=float, default=0.3, help="of the way back to the clean (%(default)s)")
     parser.add_argument("--prediction-weight", type=float, default=0.3, help="of denoised predictions (%(default)s)")
     parser.add_argument("--crop", type=int, default=128, help="side of the ladder crops, px (%(default)s)")
-    parser.add_argument("--each", type=int, default=2, help="crops per photograph (%(default)s)")
+    parser.add_argument("--each", type=int, default=4, help="crops per photograph (%(default)s)")
+    parser.add_argument("--each-good", type=int, default=2, help="crops per good scored photograph (%(default)s)")
     parser.add_argument("--large-crop", type=int, default=384, help="side of the large ladder crops, px (%(default)s)")
     parser.add_argument("--large", type=int, default=30, help="photographs with a large crop (%(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of everything random (%(default)s)")

@@ -2,9 +2,10 @@
 
     python recipes/demo_generator/corpus.py --data DIR --out corpus.npz
 
-Every patch is a 128-pixel crop of a clean photograph at a random scale. One in three stays clean; the others
-are blurred, noisy or blocky at a random strength, as pictures on the web are. The words describe brightness, colour,
-texture and tint of the patch before it was degraded, so they say nothing about its quality.
+Every patch is a 128-pixel crop of a clean photograph at a random scale. One in three stays clean; the others are
+blurred or grainy at a random strength that the autoencoder keeps (it draws neither a faint blur nor the blocks of a
+codec). The words describe brightness, colour, texture and tint of the patch before it was degraded, so they say nothing
+about its quality.
 
 The file holds `images` (N, 3, 128, 128) uint8, `kinds` (N,) as an index into KINDS, and `attributes` (N, 4).
 """
@@ -20,16 +21,15 @@ from PIL import Image
 from tqdm import tqdm
 
 from iqguide.training import distortions
-from iqguide.training.data import Photograph, clean_photographs, read, scored_photographs
+from iqguide.training.data import GOOD, Photograph, clean_photographs, read, scored_photographs
 
 SIZE = 128
-KINDS = ("clean", "blur", "noise", "blocks")
+KINDS = ("clean", "blur", "noise")
 DEGRADATIONS = (  # one row a kind after the first: function, weakest and strongest parameter
-    (distortions.gaussian_blur, 1.6, 4.0),
+    (distortions.gaussian_blur, 2.2, 4.5),
     (distortions.grain, 0.09, 0.2),
-    (distortions.jpeg, 10, 3),
 )
-SHARES = (0.33, 0.28, 0.28, 0.11)  # of the kinds
+SHARES = (0.34, 0.33, 0.33)  # of the kinds
 WORDS = (("dark", "bright"), ("grey", "colourful"), ("smooth", "busy"), ("cool", "warm"))
 
 
@@ -44,7 +44,7 @@ def attributes(images: torch.Tensor) -> torch.Tensor:
 
 def photographs(data: Path) -> list[Photograph]:
     """The clean photographs, and the better half of the human-scored ones (which are reduced before use)."""
-    good = [photograph for photograph in scored_photographs(data) if photograph.mos > 55]
+    good = [photograph for photograph in scored_photographs(data) if photograph.mos > GOOD]
     return clean_photographs(data) + sorted(good, key=lambda photograph: photograph.path)
 
 
