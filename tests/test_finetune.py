@@ -262,13 +262,71 @@ def test_the_best_checkpoint_by_validation_is_the_result(config, monkeypatch):
     assert not torch.equal(kept[1].half(), kept[3].half())
 
 
-def test_a_run_is_tracked(config, monkeypatch):
+# --- trackers ---
+
+
+@pytest.fixture
+def tracked(config, monkeypatch):
+    """Settings of a short run with a tracker, and the losses of its steps as they come up."""
+    found, step = [], finetune.train_step
+
+    def noted(*given):
+        found.append(step(*given))
+        return found[-1]
+
+    monkeypatch.setattr(finetune, "train_step", noted)
+    monkeypatch.setattr(calibrate, "measure", lambda *given: {})
+    return dataclasses.replace(config, steps=40, checkpoint_every=40, ladders=1, opinions=2, **PLAIN), found
+
+
+def test_a_run_is_tracked(tracked, monkeypatch):
+    config, found = tracked
     logged = []
     monkeypatch.setattr(finetune.Accelerator, "log", lambda self, values, step: logged.append((step, values)))
-    finetune.train(dataclasses.replace(config, steps=20, checkpoint_every=20, ladders=1, opinions=2, **PLAIN))
-    step, values = logged[0]
-    assert step == 20
-    assert values.keys() >= {"ranking", "opinion", "lr"}
+    finetune.train(config)
+    assert [step for step, _ in logged[:2]] == [20, 40]
+    assert logged[0][1] == found[19] | {"lr": finetune.learning_rate(config, 19)}
+
+
+def test_tensorboard_gets_the_losses(tracked):
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    config, found = tracked
+    finetune.train(dataclasses.replace(config, tracker="tensorboard", validation=0.4))
+    read = EventAccumulator(str(config.out / "iqguide")).Reload()
+    assert set(read.Tags()["scalars"]) == {*found[0], "lr", "validation_srcc", "validation_plcc"}
+    for name in found[0]:
+        values = {event.step: event.value for event in read.Scalars(name)}
+        assert values == pytest.approx({20: found[19][name], 40: found[39][name]})
+    assert [event.step for event in read.Scalars("validation_srcc")] == [40]
+
+
+def test_wandb_writes_into_the_folder_of_the_run(tracked, tmp_path, monkeypatch):
+    pytest.importorskip("wandb")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.chdir(tmp_path)
+    out = tmp_path / "out"
+    finetune.train(dataclasses.replace(tracked[0], out=out, tracker="wandb"))
+    assert list(out.glob("wandb/offline-run-*/*.wandb"))
+    assert not (tmp_path / "wandb").exists()
+
+
+def test_a_tracker_that_is_not_installed_is_named(config, monkeypatch):
+    monkeypatch.setattr(finetune, "get_available_trackers", list)
+    with pytest.raises(ValueError, match="tracker tensorboard is not installed; pip install tensorboard"):
+        finetune.prepare(dataclasses.replace(config, tracker="tensorboard"))
+
+
+@pytest.mark.filterwarnings("ignore:.*no supported trackers are currently installed")
+def test_a_tracker_that_cannot_start_is_said_in_one_sentence(config, monkeypatch):
+    def refused(*given):
+        raise RuntimeError("No API key configured")
+
+    monkeypatch.setattr(finetune, "get_available_trackers", lambda: ["wandb"])
+    monkeypatch.setattr(finetune.Accelerator, "init_trackers", refused)
+    with pytest.raises(ValueError, match="the tracker wandb cannot start: No API key configured"):
+        finetune.prepare(dataclasses.replace(config, tracker="wandb"))
 
 
 # --- runs from the command line ---
@@ -493,15 +551,6 @@ def test_half_a_file_to_start_from_is_refused(folder, tmp_path):
 def test_too_few_pictures_to_choose_by_are_refused(config):
     with pytest.raises(ValueError, match=r"share of 0\.1 is 1 pictures; expected five or more"):
         finetune.prepare(dataclasses.replace(config, validation=0.1))
-
-
-def test_a_tracker_that_is_not_installed_is_named(config):
-    from accelerate.tracking import is_tensorboard_available
-
-    if is_tensorboard_available():
-        pytest.skip("tensorboard is installed")
-    with pytest.raises(ValueError, match="tracker tensorboard is not installed; pip install tensorboard"):
-        finetune.prepare(dataclasses.replace(config, tracker="tensorboard"))
 
 
 # --- one's own data ---

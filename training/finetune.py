@@ -214,7 +214,11 @@ def prepare(config: FinetuneConfig, resume: bool = False) -> tuple[Accelerator, 
     )
     if config.tracker:
         settings = {key: value for key, value in jsonable(config).items() if isinstance(value, str | int | float)}
-        accelerator.init_trackers("iqguide", settings)
+        options = {"wandb": {"dir": config.out}}  # it would write where the command was started
+        try:
+            accelerator.init_trackers("iqguide", settings, options)
+        except Exception as error:  # whatever its client raises, such as wandb's without a login
+            raise ValueError(f"the tracker {config.tracker} cannot start: {error}") from error
     material, state = gather(config), start(config, accelerator)
     if resume:
         read_checkpoint(accelerator, config.out)
@@ -241,7 +245,7 @@ def run(config: FinetuneConfig, accelerator: Accelerator, material: Material, st
         progress.update()
         if state.step % 20 == 0:
             progress.set_postfix({key: f"{value:.3f}" for key, value in running.items()})
-            accelerator.log(found | {"lr": learning_rate(config, state.step)}, state.step)
+            accelerator.log(found | {"lr": learning_rate(config, state.step - 1)}, state.step)  # that of this step
         if state.step == config.steps or state.step % config.checkpoint_every == 0:
             figures = validate(state, material, config) if main_process else {}
             accelerator.log({f"validation_{key}": value for key, value in figures.items()}, state.step)
