@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageFilter
 
 
 def texture(rng: np.random.Generator, side: int) -> Image.Image:
@@ -22,4 +22,19 @@ def training_folder(root: Path, clean: int = 10, scored: int = 15, side: int = 1
             texture(rng, side).save(root / folder / "images" / f"{number:02}.jpg", quality=95)
     rows = [f"{number:02}.jpg,{30 + 4 * number},18" for number in range(scored)]
     (root / "live-challenge" / "mos.csv").write_text("\n".join(["image,mos,std", *rows]) + "\n", "utf-8")
+    return root
+
+
+def referenced_table(root: Path, references: int = 6, each: int = 4, side: int = 96) -> Path:
+    """DIR/mos.csv of ever more blurred pictures, each with its reference; the score falls with the blur."""
+    rng = np.random.default_rng(1)
+    root.mkdir(parents=True)
+    rows = ["image,mos,reference"]
+    for source in range(references):
+        clean = texture(rng, side)
+        clean.save(root / f"r{source}.png")
+        for level in range(each):
+            clean.filter(ImageFilter.GaussianBlur(0.4 + level)).save(root / f"r{source}-{level}.png")
+            rows.append(f"r{source}-{level}.png,{90 - 20 * level},r{source}.png")
+    (root / "mos.csv").write_text("\n".join(rows) + "\n", "utf-8")
     return root

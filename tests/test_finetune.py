@@ -117,7 +117,7 @@ def test_raw_scores_have_one_unit_for_every_model(folder):
     clip = iqguide.create_model("qualiclip", weights="random", config=learners._sizes("qualiclip", CLIP))
     logits = clip.logits(images).mean(1)
     torch.testing.assert_close(learners.Judge(clip)(images), (25 * logits - 25) / 14)
-    similarities = learners.Judge(clip)(images, "prompts")
+    similarities = learners.Judge(clip)(images, what="prompts")
     features = torch.nn.functional.normalize(clip.prompts_features, dim=1)
     expected = clip.features(images) @ features.T
     torch.testing.assert_close(similarities[:, 0], expected[:, 0::2].mean(1))

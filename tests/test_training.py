@@ -297,7 +297,7 @@ def draws(step=0):
 
 
 def test_ladders_start_clean_and_get_worse(crops):
-    images, severities = batches.ladders(crops, 6, 4, 48, *draws())
+    images, originals, severities = batches.ladders(crops, 6, 4, 48, *draws())
     assert images.shape == (24, 3, 48, 48)
     assert severities.shape == (6, 4)
     assert not severities[:, 0].any()
@@ -306,6 +306,12 @@ def test_ladders_start_clean_and_get_worse(crops):
     windows = (crops.images.float() / 255).unfold(2, 48, 1).unfold(3, 48, 1)
     for clean in images[::4]:  # each is a window of one of the crops
         assert (windows.movedim(1, 3) == clean).flatten(3).all(3).any()
+    # every rung has its own original: the very pixels that were degraded
+    assert torch.equal(originals[::4], images[::4])
+    distance = (images - originals).abs().mean((1, 2, 3)).view(6, 4)
+    others = (images - originals.view(6, 4, 3, 48, 48).roll(1, 1).flatten(0, 1)).abs().mean((1, 2, 3)).view(6, 4)
+    assert (distance[:, 1:] > 0).all()
+    assert distance[:, 1:].median() < others[:, 1:].median() / 2
 
 
 def test_severity_orders_kinds_and_levels():
@@ -332,7 +338,7 @@ def test_opinions_without_a_teacher_are_peoples(folder):
     assert opinions.images.shape == (3 * batches.EACH, 3, 48, 48)
     expected = (torch.tensor([30.0, 34.0, 38.0]) - 75) / 14
     torch.testing.assert_close(opinions.labels, expected.repeat_interleave(batches.EACH))
-    images, labels = opinions.batch(5, np.random.default_rng(1))
+    images, labels, _ = opinions.batch(5, np.random.default_rng(1))
     assert images.shape == (5, 3, 48, 48)
     assert images.max() <= 1
     assert set(labels.tolist()) <= set(opinions.labels.tolist())

@@ -12,7 +12,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from . import distortions, published_distortions
-from .data import Photograph, random_crop, read, to_tensor
+from .data import Photograph, random_crop, random_crops, read, read_with_reference, to_tensor
 from .teacher import Squeezenet, ridge_opinions
 
 # How much a full ladder of each kind hurts, next to blur, noise and blocks; ours, by eye.
@@ -47,11 +47,14 @@ class Opinions:
     """(N, 3, s, s) uint8."""
     labels: Tensor
     """(N,) float32 in the model's raw units."""
+    references: Tensor | None = None
+    """The same squares of their references, like `images`, for a full-reference model."""
 
-    def batch(self, size: int, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
-        """Random crops (size, 3, s, s) in [0, 1] and their labels (size,)."""
+    def batch(self, size: int, rng: np.random.Generator) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Random crops (size, 3, s, s) in [0, 1], their labels (size,) and, where there are any, their references."""
         picks = torch.from_numpy(rng.integers(0, len(self.labels), size))
-        return self.images[picks].float() / 255, self.labels[picks]
+        references = None if self.references is None else self.references[picks].float() / 255
+        return self.images[picks].float() / 255, self.labels[picks], references
 
 
 RAW_UNIT = 14.0
@@ -100,7 +103,7 @@ def overlapping(crop: Tensor, size: int, count: int, rng: np.random.Generator) -
 
 def ladders(
     crops: Crops, photos: int, rungs: int, size: int, rng: np.random.Generator, generator: torch.Generator
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor]:
     """Ladders of increasingly degraded, overlapping crops; each photograph is degraded in one way.
 
     Args:
@@ -113,17 +116,20 @@ def ladders(
 
     Returns:
         images: (photos * rungs, 3, size, size).
+        originals: the same crops before they were degraded.
         severities: (photos, rungs), the first of each row 0.
     """
-    images, severities = [], []
+    images, originals, severities = [], [], []
     for clean in crops.batch(photos, rng):
         kind = _draw(LADDER_KINDS, rng)
         level = torch.from_numpy(np.sort(rng.uniform(0, 4, rungs - 1))).float()
         degraded = distortions.distort(clean.expand(rungs - 1, -1, -1, -1), kind, level, generator)
         stack = torch.cat([clean[None], degraded])
-        images += [x[:, a, b] for x, (a, b) in zip(stack, overlapping(clean, size, rungs, rng), strict=True)]
+        windows = overlapping(clean, size, rungs, rng)
+        images += [x[:, a, b] for x, (a, b) in zip(stack, windows, strict=True)]
+        originals += [clean[:, a, b] for a, b in windows]
         severities.append(torch.cat([torch.zeros(1), severity(kind, level)]))
-    return torch.stack(images), torch.stack(severities)
+    return torch.stack(images), torch.stack(originals), torch.stack(severities)
 
 
 def twin_ladders(
@@ -189,20 +195,24 @@ def opinions(photographs: list[Photograph], teacher: Path | None, size: int, rng
     and half.
 
     Args:
-        photographs: human-scored ones; `EACH` crops are cut from each.
+        photographs: human-scored ones; `EACH` crops are cut from each, and from its reference where it has one.
         teacher: SqueezeNet 1.0 state dict (`teacher.Squeezenet`), or None for people's scores alone.
         size: side of the crops in px.
         rng: decides the crops.
+
+    Raises:
+        ValueError: a picture cannot be read, or differs in size from its reference.
     """
-    images, mos = [], []
+    crops, mos = [], []
     for photograph in tqdm(photographs, desc="scored crops"):
-        picture = read(photograph.path)
-        images += [to_tensor(random_crop(picture, size, rng, most=1.4)) for _ in range(EACH)]
+        pictures = read_with_reference(photograph)
+        crops += [[to_tensor(crop) for crop in random_crops(pictures, size, rng, most=1.4)] for _ in range(EACH)]
         mos += [photograph.mos] * EACH
-    stack, labels = torch.stack(images), np.array(mos)
+    stack, *references = (torch.stack(views) for views in zip(*crops, strict=True))
+    labels = np.array(mos)
     if teacher is not None:
         network = Squeezenet(teacher)
         features = np.concatenate([network(x.float() / 255).numpy() for x in tqdm(stack.split(16), desc="teacher")])
         second = ridge_opinions(features, labels, np.arange(len(labels)) // EACH)
         labels = (labels + second) / 2
-    return Opinions(stack, torch.from_numpy(raw_units(labels)).float())
+    return Opinions(stack, torch.from_numpy(raw_units(labels)).float(), *references)

@@ -13,7 +13,7 @@ from ..models.tiny import Tiny
 from . import batches, distortions
 from .batches import Crops
 from .config import FinetuneConfig
-from .data import Photograph, clean_photographs, read, scored_parts, split, to_tensor
+from .data import Photograph, clean_photographs, read_with_reference, scored_parts, split, to_tensor
 
 
 def held_out_crops(config: FinetuneConfig, each: int = 4) -> Tensor:
@@ -24,14 +24,18 @@ def held_out_crops(config: FinetuneConfig, each: int = 4) -> Tensor:
 
 @torch.no_grad()
 def margins_of_whole_pictures(model: nn.Module, photographs: list[Photograph], size: int = 0) -> np.ndarray:
-    """Margins (N,) of pictures of any size, larger ones reduced to a short side of `size` px first; 0 for never."""
+    """Margins (N,) of pictures of any size, larger ones reduced to a short side of `size` px first; 0 for never.
+
+    Those that have a reference are compared with it.
+    """
     device, margins = model.margin_mean.device, []
     for photograph in photographs:
-        picture = to_tensor(read(photograph.path))[None].to(device) / 255
+        given = [to_tensor(picture)[None].to(device) / 255 for picture in read_with_reference(photograph)]
         if size:
-            picture = resize_short_side(picture, size, enlarge=False)
+            given = [resize_short_side(picture, size, enlarge=False) for picture in given]
         with torch.autocast(device.type, torch.bfloat16):
-            margins.append(model.margin(picture.contiguous(memory_format=torch.channels_last)).item())
+            margin = model.margin(*(picture.contiguous(memory_format=torch.channels_last) for picture in given))
+        margins.append(margin.item())
     return np.array(margins)
 
 
@@ -72,22 +76,25 @@ def measure(model: nn.Module, config: FinetuneConfig) -> dict[str, float]:
         What the data has no pictures for is left out.
     """
     figures = {}
-    if config.dataset or (config.data / "live-challenge").is_dir():
-        held_out = scored_parts(config.data, config.dataset, config.root)[2]
+    # live-challenge/ has no references
+    if config.dataset or (not config.full_reference and (config.data / "live-challenge").is_dir()):
+        held_out = scored_parts(config.data, config.dataset, config.root, full_reference=config.full_reference)[2]
         figures |= agreement(model, held_out, config.validation_size)
     if config.clean or (config.data / "pristine").is_dir():
-        figures |= ladder_steps(model, held_out_crops(config, 1), config.seed)
+        figures |= ladder_steps(model, held_out_crops(config, 1), config.seed, config.full_reference)
     return figures
 
 
 @torch.no_grad()
-def ladder_steps(model: nn.Module, crops: Tensor, seed: int) -> dict[str, float]:
-    """`ladders` and `worst_ladder`, as in `measure`, over clean crops (N, 3, s, s)."""
+def ladder_steps(model: nn.Module, crops: Tensor, seed: int, full_reference: bool = False) -> dict[str, float]:
+    """`ladders` and `worst_ladder`, as in `measure`, over clean crops (N, 3, s, s), which are the references too."""
     generator, falls = torch.Generator().manual_seed(seed), []
+    device = model.margin_mean.device
+    reference = [crops.to(device)] if full_reference else []
     for kind in batches.LADDER_KINDS:
         levels = [crops] + [
             distortions.distort(crops, kind, torch.full((len(crops),), float(level)), generator) for level in range(5)
         ]
-        scores = torch.stack([model.margin(x.to(model.margin_mean.device)) for x in levels])
+        scores = torch.stack([model.margin(x.to(device), *reference) for x in levels])
         falls.append((scores.diff(dim=0) < 0).float().mean().item())
     return {"ladders": float(np.mean(falls)), "worst_ladder": float(np.min(falls))}

@@ -11,7 +11,9 @@ from pathlib import Path
 from types import UnionType
 from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
 
-MODELS = ("tiny", "qualiclip", "bpclip", "bpclip-mini")
+from ..models.catalog import get_spec
+
+MODELS = ("tiny", "qualiclip", "bpclip", "bpclip-fr", "bpclip-mini")
 CHOICES = {
     "model": MODELS,
     "twins": ("own", "published"),
@@ -103,6 +105,11 @@ class FinetuneConfig:
     def second_order(self) -> bool:
         """Whether the gradient in the pictures is differentiated once more."""
         return self.alignment_weight > 0 or self.penalty_weight > 0
+
+    @property
+    def full_reference(self) -> bool:
+        """Whether the model compares pictures with a reference."""
+        return get_spec(self.model).full_reference
 
 
 HINTS = {name: get_args(hint) for name, hint in get_type_hints(FinetuneConfig, include_extras=True).items()}

@@ -30,6 +30,8 @@ class Photograph:
     """Its file."""
     mos: float | None = None
     """Mean opinion score, 0 to 100, higher is better; None for clean photographs without one."""
+    reference: Path | None = None
+    """The undistorted picture, where it is asked for; a full-reference model compares with it."""
 
 
 def clean_photographs(data: Path, folder: Path | None = None) -> list[Photograph]:
@@ -56,7 +58,7 @@ def scored_photographs(data: Path) -> list[Photograph]:
 
 
 def scored_parts(
-    data: Path, dataset: str = "", root: Path | None = None, validation: float = 0.0
+    data: Path, dataset: str = "", root: Path | None = None, validation: float = 0.0, full_reference: bool = False
 ) -> tuple[list[Photograph], list[Photograph], list[Photograph]]:
     """Human-scored photographs to learn from, to choose the best checkpoint by, and held out.
 
@@ -67,10 +69,12 @@ def scored_parts(
         root: its folder.
         validation: share of the groups that are not held out which choose the best checkpoint. A data set's official
             validation part goes before it.
+        full_reference: whether the references are asked for, which a data folder does not have.
 
     Raises:
         FileNotFoundError: as `load_dataset`.
-        ValueError: as `load_dataset`, or fewer than five pictures to choose by.
+        ValueError: as `load_dataset`, a picture without the reference that is asked for, or fewer than five pictures to
+            choose by.
     """
     if not dataset:
         kept, held_out = split(scored_photographs(data))
@@ -84,8 +88,13 @@ def scored_parts(
             rest = [samples[n] for n in train]
             aside = train[seeded_splits(rest, 1, validation)[0][1]].tolist() if validation else []
         parts = ([n for n in train if n not in set(aside)], aside if validation else [], test)
-        learnt, chosen_by, held_out = (
-            [Photograph(samples[n].image, 100 * samples[n].opinion) for n in part] for part in parts
+        found = [Photograph(s.image, 100 * s.opinion, s.reference if full_reference else None) for s in samples]
+        learnt, chosen_by, held_out = ([found[n] for n in part] for part in parts)
+    bare = [photograph.path for photograph in (*learnt, *chosen_by, *held_out) if photograph.reference is None]
+    if full_reference and bare:
+        raise ValueError(
+            f"{bare[0]} has no reference, which a full-reference model needs: give dataset and root of pictures that "
+            "have one, or set opinion_weight, squared_weight and validation to 0 and give no dataset."
         )
     if validation and len(chosen_by) < 5:
         raise ValueError(
@@ -157,6 +166,19 @@ def read(path: Path) -> Image.Image:
     return ImageOps.exif_transpose(opened(path)).convert("RGB")
 
 
+def read_with_reference(photograph: Photograph) -> list[Image.Image]:
+    """A photograph and, where it has one, its reference, as `read` gives them.
+
+    Raises:
+        ValueError: as `read`, or they differ in size.
+    """
+    pictures = [read(path) for path in (photograph.path, photograph.reference) if path is not None]
+    sizes = ["x".join(map(str, picture.size)) for picture in pictures]
+    if len(set(sizes)) > 1:
+        raise ValueError(f"{photograph.path} is {sizes[0]} px and its reference {sizes[1]}; expected equal sizes.")
+    return pictures
+
+
 def to_tensor(picture: Image.Image) -> Tensor:
     """(3, H, W) uint8."""
     return torch.from_numpy(np.array(picture)).permute(2, 0, 1)
@@ -165,18 +187,27 @@ def to_tensor(picture: Image.Image) -> Tensor:
 def random_crop(
     picture: Image.Image, size: int, rng: np.random.Generator, most: float = 3.0, least: float = 1.0
 ) -> Image.Image:
-    """A random square of the picture, reduced to `size` and mirrored half of the time.
+    """A random square of one picture; see `random_crops`."""
+    return random_crops([picture], size, rng, most, least)[0]
+
+
+def random_crops(
+    pictures: Sequence[Image.Image], size: int, rng: np.random.Generator, most: float = 3.0, least: float = 1.0
+) -> list[Image.Image]:
+    """The same random square of every picture, reduced to `size` and mirrored half of the time.
 
     Args:
-        picture: any size; pictures smaller than `size` are enlarged.
+        pictures: all of one size, whichever; those smaller than `size` are enlarged.
         size: side of the result in px.
         rng: decides place, scale and mirroring.
         most: the square is `least * size` to `most * size` px wide, evenly in the logarithm, where the picture has that
             many.
         least: at 2, what comes out is sharp although the picture may be a little soft.
     """
-    short = min(picture.size)
+    extents = pictures[0].size
+    short = min(extents)
     side = int(np.exp(rng.uniform(np.log(min(least * size, short)), np.log(min(most * size, short)))))
-    x, y = (int(rng.integers(0, extent - side + 1)) for extent in picture.size)
-    patch = picture.resize((size, size), Image.Resampling.LANCZOS, (x, y, x + side, y + side))
-    return patch.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if rng.random() < 0.5 else patch
+    x, y = (int(rng.integers(0, extent - side + 1)) for extent in extents)
+    square = (x, y, x + side, y + side)
+    patches = [picture.resize((size, size), Image.Resampling.LANCZOS, square) for picture in pictures]
+    return [p.transpose(Image.Transpose.FLIP_LEFT_RIGHT) for p in patches] if rng.random() < 0.5 else patches

@@ -6,7 +6,8 @@ r"""Fine-tune a quality model from photographs: `tiny`, QualiCLIP or BPCLIP, in 
 
 The config says which of these a step sees: ladders of degraded crops (ranking; for QualiCLIP its three ranking losses),
 human-scored crops (regression), degraded pictures whose gradient must point back to the clean one and must not be
-climbed for nothing, and, when a cache is given, denoised predictions of a diffusion model at many noise levels.
+climbed for nothing, and, when a cache is given, denoised predictions of a diffusion model at many noise levels. A
+full-reference model sees each of them beside its undistorted twin.
 
 OUT holds the result as safetensors, run.json (settings and figures; `--config OUT/run.json` runs it again) and the last
 checkpoint. `--resume` goes on from it as if the run had never stopped: what a step draws depends on the seed, the step
@@ -58,7 +59,7 @@ def centre(state: State, material: Material, config: FinetuneConfig, accelerator
     """Standardise the inputs of the head of `tiny` on ladders; equal in every process."""
     model, pooled = accelerator.unwrap_model(state.model).model, []
     for number in range(64):
-        images, _ = ladders(material.crops, 1, config.rungs, config.crop, *draws(config, CENTRE, number))
+        images, _, _ = ladders(material.crops, 1, config.rungs, config.crop, *draws(config, CENTRE, number))
         pooled.append(model.pooled(images.to(accelerator.device)))
     model.standardise(torch.cat(pooled))
     state.average.load_state_dict(accelerator.unwrap_model(state.model).state_dict())
@@ -84,24 +85,26 @@ def losses(
 
     if "ladders" in batch:
         severities = batch["severities"]
-        rungs, severities = whole(model(batch["ladders"]).float().view(severities.shape)), whole(severities)
+        rungs = whole(model(batch["ladders"], batch["originals"]).float().view(severities.shape))
+        severities = whole(severities)
         found["ranking"] = config.ranking_weight * objectives.ladder_ranking(rungs, severities)
         found["severity"] = config.severity_weight * F.smooth_l1_loss(rungs, -severities)
     if "scored" in batch:
-        scores, labels = whole(model(batch["scored"]).float()), whole(batch["labels"])
+        scores, labels = whole(model(batch["scored"], batch.get("references")).float()), whole(batch["labels"])
         agreement = F.smooth_l1_loss(scores, labels) + objectives.correlation(scores, labels)
         found["opinion"] = config.opinion_weight * agreement
         found["squared"] = config.squared_weight * F.mse_loss(scores * RAW_UNIT / 100, labels * RAW_UNIT / 100)
     if "twins" in batch:
         twins = batch["twins"]
         positive, negative = (
-            whole(x.view(twins.shape[:3])) for x in model(twins.flatten(0, 2), "prompts").float().unbind(1)
+            whole(x.view(twins.shape[:3])) for x in model(twins.flatten(0, 2), what="prompts").float().unbind(1)
         )
         margins = config.consistency_margin, config.rank_margin
         ranked = objectives.prompt_ranking(positive, negative, *margins, whole(batch["order"]))
         found |= zip(("consistency", "positive", "negative"), (config.prompt_weight * x for x in ranked), strict=True)
     if "worse" in batch:
-        both = model(torch.cat([batch["better"], batch["worse"]])).float().view(2, -1).T
+        better = batch["better"]
+        both = model(torch.cat([better, batch["worse"]]), torch.cat([better, better])).float().view(2, -1).T
         costs = torch.stack([torch.zeros_like(batch["cost"]), batch["cost"]], 1)
         found["denoised"] = config.denoised_weight * objectives.ladder_ranking(whole(both), whole(costs))
     if "degraded" in batch:
@@ -115,9 +118,9 @@ def guidance_losses(
     """What makes a score fit for guidance: aligned, small gradients, which are not climbed for nothing."""
     degraded, clean, severity = batch["degraded"], batch["clean"], batch["severity"]
     # in full precision: this is the gradient that guidance will see
-    misalignment, energy, gradient = objectives.restoration(lambda x: model(x, "exact").float(), degraded, clean)
+    misalignment, energy, gradient = objectives.restoration(lambda x: model(x, clean, "exact").float(), degraded, clean)
     climbed = objectives.climb(degraded, gradient.detach(), batch["step"])
-    after, before = model(torch.cat([climbed, degraded])).float().chunk(2)
+    after, before = model(torch.cat([climbed, degraded]), torch.cat([clean, clean])).float().chunk(2)
     claims = objectives.overclaim(after - before, degraded, climbed, clean, severity)
     return {
         "alignment": config.alignment_weight * together(misalignment, accelerator).mean(),

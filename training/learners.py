@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from ..models.bpclip import FULL, MINI, BPCLIPConfig
+from ..models.bpclip import FULL, FULL_REFERENCE, MINI, BPCLIPConfig
 from ..models.clip import ClipConfig
 from ..models.create import create_model
 from . import calibrate
@@ -25,17 +25,22 @@ class Judge(nn.Module):
 
     The raw score has no bounds and the same units for every model, those of `tiny`: a clean photograph is near 0, a
     ruined one near -4.5, and an opinion o in [0, 1] is (100 o - 75) / 14.
+
+    Args:
+        model: as `create_model` makes it.
+        full_reference: whether it compares pictures with a reference.
     """
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, full_reference: bool = False) -> None:
         super().__init__()
-        self.model = model
+        self.model, self.full_reference = model, full_reference
 
-    def forward(self, images: Tensor, what: str = "raw") -> Tensor:
+    def forward(self, images: Tensor, reference: Tensor | None = None, what: str = "raw") -> Tensor:
         """Judge pictures.
 
         Args:
             images: (N, 3, H, W) in [0, 1].
+            reference: the undistorted pictures, (N, 3, H, W); models without a reference do not look at it.
             what: "raw"; "exact", the same in full precision under autocast too; or "prompts", the mean similarity to
                 the positive and to the negative prompts.
 
@@ -44,16 +49,17 @@ class Judge(nn.Module):
         """
         if what == "prompts":
             return self.model.similarities(images).unflatten(1, (-1, 2)).mean(1).float()
-        images = images.contiguous(memory_format=torch.channels_last)
+        given = (images, reference) if self.full_reference else (images,)
+        given = [pictures.contiguous(memory_format=torch.channels_last) for pictures in given]
         if what == "raw":
-            return self._raw(images)
+            return self._raw(*given)
         with torch.autocast(images.device.type, enabled=False):
-            return self._raw(images)
+            return self._raw(*given)
 
-    def _raw(self, images: Tensor) -> Tensor:
+    def _raw(self, images: Tensor, *reference: Tensor) -> Tensor:
         if hasattr(self.model, "logits"):  # an opinion by the line that touches the sigmoid at 0, which never saturates
             return raw_units(100 * (0.5 + self.model.logits(images).mean(1) / 4))
-        raw = self.model.raw(images)
+        raw = self.model.raw(images, *reference)
         return raw_units(100 * raw) if hasattr(self.model, "set_attention") else raw
 
 
@@ -81,12 +87,12 @@ def make(config: FinetuneConfig) -> Judge:
         parameter.requires_grad_(not name.startswith((*config.freeze, *NEVER_USED)))
     if config.second_order and hasattr(model, "set_attention"):
         model.set_attention("math")  # the only one that can be differentiated twice
-    return Judge(model.to(memory_format=torch.channels_last))
+    return Judge(model.to(memory_format=torch.channels_last), config.full_reference)
 
 
 def _sizes(name: str, given: dict[str, Any]) -> ClipConfig | BPCLIPConfig:
     """The sizes in a config file as the model wants them."""
-    base = {"qualiclip": ClipConfig(), "bpclip": FULL, "bpclip-mini": MINI}.get(name)
+    base = {"qualiclip": ClipConfig(), "bpclip": FULL, "bpclip-fr": FULL_REFERENCE, "bpclip-mini": MINI}.get(name)
     known = [] if base is None else [item.name for item in dataclasses.fields(base)]
     unknown = [key for key in given if key not in known]
     if unknown:
@@ -119,10 +125,11 @@ def checkpoint_activations(judge: Judge) -> None:
 def finish(model: nn.Module, config: FinetuneConfig) -> None:
     """Put a trained model on its scales, in place: the margin's on held-out clean crops, `tiny`'s score's on opinions.
 
-    Without clean photographs the margin keeps the scale that it has.
+    Without clean photographs the margin keeps the scale that it has. So does that of a full-reference model: clean
+    photographs, each its own reference, say nothing of its spread.
     """
     if config.model == "tiny":
         calibrate.calibrate(model, config)
-    elif config.clean or (config.data / "pristine").is_dir():
+    elif not config.full_reference and (config.clean or (config.data / "pristine").is_dir()):
         crops = calibrate.held_out_crops(config).to(model.margin_mean.device)
         model.calibrate_margin(crops.split(32))

@@ -38,8 +38,8 @@ def gather(config: FinetuneConfig) -> Material:
 
     Raises:
         FileNotFoundError: the data folder lacks pictures or scores.
-        ValueError: a table of scores or a picture is damaged, or the denoised predictions are not as large as the crops
-            that they are mixed with.
+        ValueError: a table of scores or a picture is damaged, references are missing, or the denoised predictions are
+            not as large as the crops that they are mixed with.
     """
     rng = np.random.default_rng(config.seed)
     denoised = torch.load(config.denoised, weights_only=True) if config.denoised else None
@@ -48,8 +48,10 @@ def gather(config: FinetuneConfig) -> Material:
         raise ValueError(f"the pictures in {config.denoised} are {side} px; expected {config.crop}: use --crop {side}.")
     scored: list[Photograph] = []
     validation: list[Photograph] = []
-    if config.opinion_weight or config.squared_weight or config.validation:
-        scored, validation, _ = scored_parts(config.data, config.dataset, config.root, config.validation)
+    if config.opinion_weight or config.squared_weight or config.validation or config.dataset:  # measured on in the end
+        scored, validation, _ = scored_parts(
+            config.data, config.dataset, config.root, config.validation, config.full_reference
+        )
     clean = []
     if config.ranking_weight or config.severity_weight or config.prompt_weight or _aligned(config):
         clean = split(clean_photographs(config.data, config.clean))[0]
@@ -83,10 +85,10 @@ class Batches(Dataset):
         """Batch number `number`; which entries there are follows from the weights in the config.
 
         Returns:
-            ladders (P R, 3, s, s), severities (P, R); scored (N, 3, o, o), labels (N,) in raw units; twins (P, 2, L, 3,
-            s, s) and the order (P, L) of their levels; better, worse (M, 3, s, s) and cost (M,) of denoised
-            predictions; degraded, clean (A, 3, s, s), severity (A,) and the step (A,) of the attack; about half of the
-            last are denoised predictions too.
+            ladders and originals (P R, 3, s, s), severities (P, R); scored (N, 3, o, o), labels (N,) in raw units and,
+            for a full-reference model, references (N, 3, o, o); twins (P, 2, L, 3, s, s) and the order (P, L) of their
+            levels; better, worse (M, 3, s, s) and cost (M,) of denoised predictions; degraded, clean (A, 3, s, s),
+            severity (A,) and the step (A,) of the attack; about half of the last are denoised predictions too.
         """
         config, found = self.config, {}
         if config.ranking_weight or config.severity_weight:
@@ -109,12 +111,14 @@ class Batches(Dataset):
         return {name: torch.cat([row[name] for row in rows]) for name in rows[0]}
 
     def _ladder(self, drawn: Draws) -> dict[str, Tensor]:
-        images, severities = batches.ladders(self.material.crops, 1, self.config.rungs, self.config.crop, *drawn)
-        return {"ladders": images, "severities": severities}
+        config = self.config
+        images, originals, severities = batches.ladders(self.material.crops, 1, config.rungs, config.crop, *drawn)
+        return {"ladders": images, "originals": originals, "severities": severities}
 
     def _opinion(self, drawn: Draws) -> dict[str, Tensor]:
-        images, labels = self.material.opinions.batch(1, drawn[0])
-        return {"scored": images, "labels": labels}
+        images, labels, references = self.material.opinions.batch(1, drawn[0])
+        found = {"scored": images, "labels": labels}
+        return found if references is None else found | {"references": references}
 
     def _twins(self, drawn: Draws) -> dict[str, Tensor]:
         crops, config = self.material.crops, self.config
