@@ -122,6 +122,7 @@ class Level(nn.Module):
             pooled = information.to(working_dtype(information.dtype)).mean(1)
         else:
             weights = self.weights(self.ask_itself(tokens, tokens))
-            weights = weights.to(working_dtype(weights.dtype)).sigmoid()
-            pooled = (information * weights).sum(1) / weights.sum(1)
+            # sigmoids over their sum, where they may all vanish
+            shares = F.logsigmoid(weights.to(working_dtype(weights.dtype))).softmax(1)
+            pooled = (information * shares).sum(1)
         return self.to_text(pooled.to(tokens.dtype))

@@ -152,6 +152,16 @@ def test_level_is_equations_4_to_7():
     torch.testing.assert_close(level(tokens, context), level.to_text(mean), atol=1e-6, rtol=1e-5)
 
 
+def test_weights_that_all_vanish_still_average():
+    torch.manual_seed(0)
+    level, tokens = Level(8, 2, 5, weight_branch=True), torch.randn(2, 6, 8)
+    with torch.no_grad():
+        level.weights[-1].weight.zero_()
+        level.weights[-1].bias.fill_(-200.0)  # whose sigmoid is 0 in float32
+        expected = level.to_text(level.information(level.ask(tokens, tokens)).mean(1))
+        torch.testing.assert_close(level(tokens, tokens), expected)
+
+
 @pytest.mark.parametrize("direction", ["bottom-up", "top-down"])
 def test_which_level_asks(direction):
     """Bottom-up: the deepest plane answers and never asks; top-down: the shallowest."""
