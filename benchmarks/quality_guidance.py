@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from demo_pictures import Plan, fingerprint, generate
+from demo_pictures import Plan, fingerprint, generate, pipeline_modules
 from demo_statistics import compare
 from judges import judges, load, measure
 from quality_protocol import Pictures, Record, collect, digest, figures
@@ -88,8 +88,9 @@ def run(
 ) -> list[Record]:
     """Records of each model and way; with `denoised`, a cache of denoised predictions, it takes part in the option."""
     files = [find_weights(get_spec(name), weights[name]) for name in configs]
-    path = out / f"guidance-{digest(*files, denoised or '', configs, seeds)}.json"
     pipe = load_pipeline(pipeline, torch.device("cpu")) if seeds else None
+    drawn_by = fingerprint(*pipeline_modules(pipe)) if pipe else ""
+    path = out / f"guidance-{digest(*files, denoised or '', configs, seeds, drawn_by)}.json"
 
     def record(key: Record) -> Record:
         name = key["model"]
