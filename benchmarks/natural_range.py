@@ -1,7 +1,7 @@
 """A trust region from statistics of photographs: a reward that pays only where these stay what photographs have.
 
-The statistics are simple: mean luma, the energy of each octave of luma and of both colour differences, and how sparse
-the octaves of the luma are. `python benchmarks/attack.py` shows what such a region is worth.
+The statistics are simple: mean luma, the energy of the finest octaves of luma and of both colour differences, and how
+sparse those of the luma are. `python benchmarks/attack.py` shows what such a region is worth.
 """
 
 from __future__ import annotations
@@ -37,6 +37,12 @@ def statistics(images: Tensor) -> Tensor:
     return torch.cat(found, 1)
 
 
+def mahalanobis(found: Tensor, mean: Tensor, precision: Tensor) -> Tensor:
+    """Distance of statistics (N, D) from their mean over the root of D, (N,): about 1 for photographs."""
+    away = found - mean
+    return ((away @ precision * away).sum(1) / len(mean) + 1e-6).sqrt()
+
+
 @dataclass(frozen=True)
 class NaturalRange:
     """A Gaussian of the statistics of photographs, and how far from its middle they usually lie."""
@@ -49,9 +55,8 @@ class NaturalRange:
     """The distance that the share USUAL of the photographs stays below."""
 
     def distance(self, images: Tensor) -> Tensor:
-        """Mahalanobis distance over the root of the number of statistics, (N,): about 1 for photographs."""
-        away = statistics(images) - self.mean
-        return ((away @ self.precision * away).sum(1) / len(self.mean) + 1e-6).sqrt()
+        """See `mahalanobis`."""
+        return mahalanobis(statistics(images), self.mean, self.precision)
 
     def outside(self, images: Tensor) -> Tensor:
         """How far outside the range, (N,); 0 inside."""
@@ -61,10 +66,9 @@ class NaturalRange:
 def fit(photographs: Tensor) -> NaturalRange:
     """The range of photographs (N, 3, H, W) in [0, 1]."""
     found = statistics(photographs)
-    covariance = torch.cov(found.T) + 1e-4 * torch.eye(found.shape[1])
-    unlimited = NaturalRange(found.mean(0), torch.linalg.inv(covariance), 0.0)
-    radius = unlimited.distance(photographs).quantile(USUAL).item()
-    return NaturalRange(unlimited.mean, unlimited.precision, radius)
+    mean = found.mean(0)
+    precision = torch.linalg.inv(torch.cov(found.T) + 1e-4 * torch.eye(found.shape[1]))
+    return NaturalRange(mean, precision, mahalanobis(found, mean, precision).quantile(USUAL).item())
 
 
 def kept_inside(margin: Callable[[Tensor], Tensor], region: NaturalRange, weight: float) -> Callable[[Tensor], Tensor]:

@@ -20,6 +20,7 @@ from iqguide.training.data import Photograph, clean_photographs, split
 
 SEEN = ("--each", "1", "--large", "10")  # crops of the ladders
 FIT = ("--steps", "600", "--batch", "128")
+NO_FILES = ("--data", "", "--init", "", "--out", "")  # the fits read and write none
 PHOTOGRAPHS = 110  # clean ones, for the ladders
 
 
@@ -40,7 +41,7 @@ def statistics(model: Tiny, data: Path, known: Pictures, crops: tuple[str, ...])
 
 def fitted(model: Tiny, seen: dict[str, Tensor], known: Pictures, number: int, settings: tuple[str, ...]) -> Tiny:
     """The model with a fresh head, fitted on one split."""
-    args = refit.parse([*settings, "--data", "", "--init", "", "--out", "", "--seed", str(number)])
+    args = refit.parse([*settings, *NO_FILES, "--seed", str(number)])
     kept = torch.from_numpy(~known.held_out(number))
     labels = torch.from_numpy(raw_units(100 * known.opinions)).float()
     nothing = seen["ladders"][:0, :2]
@@ -78,4 +79,5 @@ def run(
         aside = torch.from_numpy(known.held_out(number))
         return figures(known, number, judged(own, seen["scored"][aside]), judged(own, seen["tid"]))
 
-    return collect(out / f"tiny-{mark}-{digest(settings)}.json", split_keys("tiny", splits), record)
+    fit_mark = digest(vars(refit.parse([*settings, *NO_FILES])))  # its defaults too
+    return collect(out / f"tiny-{mark}-{fit_mark}.json", split_keys("tiny", splits), record)

@@ -312,6 +312,17 @@ def test_wandb_writes_into_the_folder_of_the_run(tracked, tmp_path, monkeypatch)
     assert not (tmp_path / "wandb").exists()
 
 
+def test_wandb_is_told_the_folder_of_the_run(config, monkeypatch):
+    told = []
+    monkeypatch.setattr(finetune, "get_available_trackers", lambda: ["wandb"])
+    monkeypatch.setattr(finetune.Accelerator, "init_trackers", lambda self, *given: told.append(given))
+    finetune.prepare(dataclasses.replace(config, tracker="wandb", **PLAIN))
+    ((project, settings, options),) = told
+    assert project == "iqguide"
+    assert settings["steps"] == config.steps
+    assert options == {"wandb": {"dir": config.out}}
+
+
 def test_a_tracker_that_is_not_installed_is_named(config, monkeypatch):
     monkeypatch.setattr(finetune, "get_available_trackers", list)
     with pytest.raises(ValueError, match="tracker tensorboard is not installed; pip install tensorboard"):

@@ -9,12 +9,14 @@ import pytest
 import torch
 from accelerate.state import AcceleratorState
 from made_photographs import training_folder
+from PIL import Image
 from safetensors.torch import load_file
 from scipy.stats import spearmanr
 
 from iqguide.models.save import save_tiny
 from iqguide.models.tiny import Tiny
 from iqguide.training import batches, refit
+from iqguide.training.data import Photograph
 
 SMALL = "--steps 60 --batch 16 --crop 48 --each 1 --large-crop 64 --large 2".split()
 
@@ -83,6 +85,23 @@ def test_ladders_have_a_rung_on_the_way_back():
         torch.testing.assert_close(severities[row, 1:6], batches.severity(kind, levels))
     darkest = model.pooled(torch.lerp(crops.clamp_min(1e-4) ** 3.5, crops, refit.RESTORED))
     np.testing.assert_allclose(statistics[2:, 6].numpy(), darkest.detach().numpy(), rtol=0.05, atol=0.02)
+
+
+def test_ladders_begin_at_good_photographs_too(tmp_path, monkeypatch):
+    """A row for each crop and kind; those of the good photographs come last, reduced by two or more."""
+    rng = np.random.default_rng(0)
+    for name in ("clean", "good"):
+        Image.fromarray(rng.integers(0, 256, (130, 130, 3), dtype=np.uint8)).save(tmp_path / f"{name}.png")
+    clean, good = ([Photograph(tmp_path / f"{name}.png")] for name in ("clean", "good"))
+    monkeypatch.setattr(refit.batches, "LADDER_KINDS", ("gaussian_blur", "darken"))
+    monkeypatch.setattr(refit, "pooled", lambda model, images: images.std((1, 2, 3))[:, None])
+    options = "--data d --init i --out o --crop 48 --each 3 --each-good 2 --large 1 --large-crop 64".split()
+    alone, both = (refit.gather_ladders(None, clean, extra, refit.parse(options))[0] for extra in ([], good))
+    assert len(alone) == 2 * (3 + 1)
+    assert len(both) == len(alone) + 2 * 2
+    assert torch.equal(both[: len(alone)], alone)
+    native = np.asarray(Image.open(tmp_path / "good.png")).std() / 255
+    assert both[len(alone) :, 0].max() < 0.75 * native  # white noise loses its spread when it is reduced
 
 
 def test_the_way_back_is_the_slope_in_units_of_the_severity():

@@ -108,6 +108,15 @@ def test_random_crops_are_squares_of_the_size_they_should_have():
     assert data.random_crop(picture.resize((30, 30)), 50, rng).size == (50, 50)
 
 
+def test_random_crops_can_be_reduced_at_least_so_much():
+    ramp = np.broadcast_to(np.arange(400) * 255 / 399, (300, 400))
+    picture, rng = Image.fromarray(ramp.astype(np.uint8)).convert("RGB"), np.random.default_rng(0)
+    crops = [data.to_tensor(data.random_crop(picture, 50, rng, most=4.0, least=2.0)).float()[0] for _ in range(100)]
+    sides = np.array([abs((c[:, 40:].mean() - c[:, :10].mean()).item()) / 40 * 399 / 255 * 50 for c in crops])
+    assert 97 < sides.min() < 110
+    assert 180 < sides.max() < 203
+
+
 @pytest.mark.data
 def test_no_twins_straddle_the_split_of_the_real_photographs(data_dir):
     def thumbnail(photograph):

@@ -57,6 +57,11 @@ def scored_photographs(data: Path) -> list[Photograph]:
     return [Photograph(s.image, s.mos) for s in load_dataset("csv", data / "live-challenge" / "mos.csv", (0, 100))]
 
 
+def good_photographs(scored: list[Photograph]) -> list[Photograph]:
+    """Those of the human-scored photographs that count as clean at half their size."""
+    return [photograph for photograph in scored if photograph.mos > GOOD]
+
+
 def scored_parts(
     data: Path, dataset: str = "", root: Path | None = None, validation: float = 0.0, full_reference: bool = False
 ) -> tuple[list[Photograph], list[Photograph], list[Photograph]]:
@@ -90,18 +95,23 @@ def scored_parts(
         parts = ([n for n in train if n not in set(aside)], aside if validation else [], test)
         found = [Photograph(s.image, 100 * s.opinion, s.reference if full_reference else None) for s in samples]
         learnt, chosen_by, held_out = ([found[n] for n in part] for part in parts)
-    bare = [photograph.path for photograph in (*learnt, *chosen_by, *held_out) if photograph.reference is None]
-    if full_reference and bare:
-        raise ValueError(
-            f"{bare[0]} has no reference, which a full-reference model needs: give dataset and root of pictures that "
-            "have one, or set opinion_weight, squared_weight and validation to 0 and give no dataset."
-        )
+    if full_reference:
+        _require_references([*learnt, *chosen_by, *held_out])
     if validation and len(chosen_by) < 5:
         raise ValueError(
             f"a validation share of {validation:g} is {len(chosen_by)} pictures; expected five or more: "
             "give more pictures, a larger share, or 0 to keep the last checkpoint."
         )
     return learnt, chosen_by, held_out
+
+
+def _require_references(photographs: list[Photograph]) -> None:
+    bare = [photograph.path for photograph in photographs if photograph.reference is None]
+    if bare:
+        raise ValueError(
+            f"{bare[0]} has no reference, which a full-reference model needs: give dataset and root of pictures that "
+            "have one, or set opinion_weight, squared_weight and validation to 0 and give no dataset."
+        )
 
 
 def split(

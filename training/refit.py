@@ -30,7 +30,16 @@ from . import batches, distortions, objectives
 from .batches import Crops
 from .calibrate import calibrate, measure
 from .config import FinetuneConfig
-from .data import GOOD, Photograph, clean_photographs, random_crop, read, scored_photographs, split, to_tensor
+from .data import (
+    Photograph,
+    clean_photographs,
+    good_photographs,
+    random_crop,
+    read,
+    scored_photographs,
+    split,
+    to_tensor,
+)
 from .distill import learning_rate
 
 RESTORED = 0.02
@@ -101,7 +110,10 @@ def prediction_statistics(model: Tiny, cache: Path) -> tuple[Tensor, Tensor]:
 
 
 def reduced_crops(photographs: list[Photograph], size: int, each: int, rng: np.random.Generator) -> Tensor:
-    """Crops (N, 3, size, size) uint8 of photographs at half their size or less: of good ones, these are clean."""
+    """Crops (N, 3, size, size) uint8 of photographs at half their size or less, clean if these are good.
+
+    A photograph too small for that is reduced by less.
+    """
     pictures = (read(p.path) for p in tqdm(photographs, desc="reduced crops") for _ in range(each))
     return torch.stack([to_tensor(random_crop(picture, size, rng, most=4.0, least=2.0)) for picture in pictures])
 
@@ -129,7 +141,7 @@ def gather_ladders(
 def gather(model: Tiny, args: argparse.Namespace) -> Statistics:
     """Everything the head learns from, from the training part of the data."""
     clean, scored = split(clean_photographs(args.data))[0], split(scored_photographs(args.data))[0]
-    ladders, severities = gather_ladders(model, clean, [p for p in scored if p.mos > GOOD], args)
+    ladders, severities = gather_ladders(model, clean, good_photographs(scored), args)
     labels = torch.tensor([batches.raw_units(p.mos) for p in scored], dtype=torch.float32)
     predictions, costs = prediction_statistics(model, args.denoised) if args.denoised else (ladders[:0, :2], labels[:0])
     return Statistics(ladders, severities, whole_pictures(model, scored), labels, predictions, costs)

@@ -57,7 +57,7 @@ def energy_loss(decoded: Tensor, images: Tensor) -> Tensor:
 def batch(corpus: Tensor, size: int, crop: int, generator: torch.Generator) -> Tensor:
     """Random crops of random patches, (size, 3, crop, crop) in [0, 1]."""
     picks = torch.randint(len(corpus), (size,), generator=generator)
-    # crops start on the 8-pixel grid, because blocks do too
+    # crops start on the 8-pixel grid, as the blocks of photographs that were JPEG files do
     x, y = (torch.randint(0, (128 - crop) // 8 + 1, (), generator=generator).item() * 8 for _ in "xy")
     return (corpus[picks, :, y : y + crop, x : x + crop].float() / 255).contiguous(memory_format=torch.channels_last)
 

@@ -21,7 +21,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from iqguide.training import distortions
-from iqguide.training.data import GOOD, Photograph, clean_photographs, read, scored_photographs
+from iqguide.training.data import Photograph, clean_photographs, good_photographs, read, scored_photographs
 
 SIZE = 128
 KINDS = ("clean", "blur", "noise")
@@ -44,7 +44,7 @@ def attributes(images: torch.Tensor) -> torch.Tensor:
 
 def photographs(data: Path) -> list[Photograph]:
     """The clean photographs, and the better half of the human-scored ones (which are reduced before use)."""
-    good = [photograph for photograph in scored_photographs(data) if photograph.mos > GOOD]
+    good = good_photographs(scored_photographs(data))
     return clean_photographs(data) + sorted(good, key=lambda photograph: photograph.path)
 
 

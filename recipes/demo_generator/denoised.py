@@ -18,7 +18,7 @@ from corpus import DEGRADATIONS, crop
 from diffusers import StableDiffusionPipeline
 from tqdm import tqdm
 
-from iqguide.training.data import clean_photographs, scored_photographs, split
+from iqguide.training.data import clean_photographs, good_photographs, scored_photographs, split
 
 NOISE_LEVELS = (0.02, 0.8)
 
@@ -81,7 +81,7 @@ def build_cache(pipe: StableDiffusionPipeline, patches: torch.Tensor) -> dict[st
 
 def training_patches(data: Path, count: int) -> torch.Tensor:
     """Clean patches (count, 3, 128, 128) uint8 of the photographs of the corpus that no reward is measured on."""
-    good = [photograph for photograph in split(scored_photographs(data))[0] if photograph.mos > 55]
+    good = good_photographs(split(scored_photographs(data))[0])
     photographs, rng = split(clean_photographs(data))[0] + good, np.random.default_rng(0)
     each = math.ceil(count / len(photographs))
     patches = np.concatenate([crop(photograph, each, rng) for photograph in tqdm(photographs, desc="patches")])
