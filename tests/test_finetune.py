@@ -312,6 +312,7 @@ def test_wandb_writes_into_the_folder_of_the_run(tracked, tmp_path, monkeypatch)
     assert not (tmp_path / "wandb").exists()
 
 
+@pytest.mark.filterwarnings("ignore:`log_with=wandb` was passed:UserWarning")  # it need not be installed here
 def test_wandb_is_told_the_folder_of_the_run(config, monkeypatch):
     told = []
     monkeypatch.setattr(finetune, "get_available_trackers", lambda: ["wandb"])
