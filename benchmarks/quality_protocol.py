@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from tiny_quality import tid_paths, tid_rows, tid_steps
+from tiny_quality import flat, tid_paths, tid_rows, tid_steps
 
 from iqguide.training.correlation import correlations, intervals
 from iqguide.training.data import Photograph, alike_groups, held_out, scored_photographs
@@ -73,8 +73,8 @@ def figures(known: Pictures, split: int, scores: np.ndarray, tid_scores: np.ndar
     ends = intervals(scores, known.opinions[aside], [str(group) for group in known.groups[aside]], DRAWS)
     found["intervals"] = {name: list(interval) for name, interval in ends.items()}
     steps = tid_steps(known.rows, dict(zip(known.tid, tid_scores.tolist(), strict=True)))
-    found["falls"] = {name: float(np.mean(values)) for name, values in steps.items()}
-    found["falls"]["all"] = float(np.mean([fell for values in steps.values() for fell in values]))
+    found["falls"] = {name: float(np.mean(flat(series))) for name, series in steps.items()}
+    found["falls"]["all"] = float(np.mean([fell for series in steps.values() for fell in flat(series)]))
     return found
 
 

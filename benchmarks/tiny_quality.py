@@ -31,6 +31,8 @@ from iqguide.training.distortions import LADDERS, distort
 
 RESULTS = Path(__file__).parent / "results"
 Margin = Callable[[Tensor], Tensor]
+Steps = dict[str, list[list[bool]]]
+"""Distortion -> of each series, whether the score falls at its steps; the first step is that from the clean picture."""
 
 
 def score_files(margin: Margin, paths: Iterable[Path]) -> np.ndarray:
@@ -67,28 +69,33 @@ def tid_paths(folder: Path) -> dict[str, Path]:
     return {name: files[Path(name).stem] for name in sorted(names)}
 
 
-def tid_steps(rows: list[dict[str, str]], scores: dict[str, float]) -> dict[str, list[bool]]:
-    """Distortion -> whether the score falls, for each step of its series (reference, level 1, ... level 5)."""
+def flat(series: Iterable[list[bool]], after: int = 0) -> list[bool]:
+    """All steps of some series; with `after` at 1 only those from level to level."""
+    return [fell for steps in series for fell in steps[after:]]
+
+
+def tid_steps(rows: list[dict[str, str]], scores: dict[str, float]) -> Steps:
+    """Of the series of tid2013-6ref (reference, level 1, ... level 5)."""
     series: dict[tuple[str, str], list[float]] = defaultdict(list)
     for row in rows:
         key = (row["distortion"], row["reference"])
         series[key] = series[key] or [scores[row["reference"]]]
         series[key].append(scores[row["image"]])
-    steps: dict[str, list[bool]] = defaultdict(list)
+    steps: Steps = defaultdict(list)
     for (distortion, _), values in series.items():
-        steps[distortion] += falls(values)
+        steps[distortion].append(falls(values))
     return dict(steps)
 
 
-def tid_series(margin: Margin, folder: Path) -> dict[str, list[bool]]:
+def tid_series(margin: Margin, folder: Path) -> Steps:
     """`tid_steps` of a model."""
     paths = tid_paths(folder)
     return tid_steps(tid_rows(folder), dict(zip(paths, score_files(margin, paths.values()), strict=True)))
 
 
-def ladder_steps(margin: Margin, paths: list[Path], side: int = 256) -> dict[str, list[bool]]:
-    """Ladder -> whether the score falls, for each step from the clean centre crop to its fifth level."""
-    steps: dict[str, list[bool]] = defaultdict(list)
+def ladder_steps(margin: Margin, paths: list[Path], side: int = 256) -> Steps:
+    """Of the ladders, from the clean centre crops to the fifth level."""
+    steps: Steps = defaultdict(list)
     for number, path in enumerate(tqdm(paths, desc="ladders", leave=False)):
         image = load([path])
         y, x = ((extent - side) // 2 // 8 * 8 for extent in image.shape[-2:])  # on the grid of the file's own blocks
@@ -97,7 +104,7 @@ def ladder_steps(margin: Margin, paths: list[Path], side: int = 256) -> dict[str
             generator = torch.Generator().manual_seed(number)
             levels = distort(clean.expand(5, -1, -1, -1), name, torch.arange(5.0), generator)
             with torch.no_grad():
-                steps[name] += falls(margin(torch.cat([clean, levels])).tolist())
+                steps[name].append(falls(margin(torch.cat([clean, levels])).tolist()))
     return dict(steps)
 
 
@@ -123,10 +130,18 @@ def scatter(scores: np.ndarray, mos: np.ndarray, path: Path, side: int = 480) ->
     picture.save(path, optimize=True)
 
 
-def step_table(title: str, steps: dict[str, list[bool]]) -> str:
-    rows = [[name.replace("_", " "), len(values), f"{np.mean(values):.0%}"] for name, values in steps.items()]
-    every = [value for values in steps.values() for value in values]
-    return table([title, "steps", "score falls"], [*rows, ["**all**", len(every), f"**{np.mean(every):.1%}**"]])
+def step_table(title: str, steps: Steps) -> str:
+    """A row for each distortion, and one for all of them."""
+    rows = [[name.replace("_", " "), *shares(series, ".0%")] for name, series in steps.items()]
+    every = [series for several in steps.values() for series in several]
+    rows.append(["**all**", *(f"**{cell}**" for cell in shares(every, ".1%"))])
+    return table([title, "steps", "score falls", "level to level", "score falls"], rows)
+
+
+def shares(series: list[list[bool]], digits: str) -> list[str]:
+    """Number of steps and share of those at which the score falls: of all steps, and of those from level to level."""
+    parts = [flat(series), flat(series, after=1)]
+    return [cell for part in parts for cell in (str(len(part)), format(float(np.mean(part)), digits))]
 
 
 def held_out_rows(data: Path, listed: Path | None) -> tuple[list[Path], np.ndarray]:
@@ -171,7 +186,7 @@ def main() -> None:
     print(text)
     if args.publish:
         write_between(README, "tiny-quality", text)
-        share = {name: float(np.mean(values)) for name, values in {**tid, **ladders}.items()}
+        share = {name: float(np.mean(flat(series))) for name, series in {**tid, **ladders}.items()}
         summary = {"correlations": agreement, "score_falls": share}
         (RESULTS / "tiny_quality.json").write_text(json.dumps(summary, indent=1) + "\n")
         lines = [f"{path.name},{m},{s:.4f}" for path, m, s in zip(paths, mos, scores, strict=True)]

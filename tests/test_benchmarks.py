@@ -233,6 +233,12 @@ def test_a_series_falls_step_by_step():
     assert tiny_quality.falls([5, 3, 3, 1]) == [True, False, True]
 
 
+def test_steps_are_counted_with_and_without_those_from_the_clean_picture():
+    page = tiny_quality.step_table("own", {"big_blur": [[False, True, True], [False, True]], "noise": [[True, False]]})
+    assert "| big blur | 5 | 60% | 3 | 100% |" in page
+    assert "| **all** | **7** | **57.1%** | **4** | **75.0%** |" in page
+
+
 def test_correlations_have_their_sign():
     mos = np.arange(40.0)
     found = tiny_quality.correlations(-(mos**3), mos, draws=50)
