@@ -10,7 +10,9 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
-OK, FAILED, INTERRUPTED = 0, 2, 130
+from .cli_output import FAILED, INTERRUPTED, OK, one_line
+from .cli_values import counting, dimensions, positive, seed_list, shares, strength
+
 PACKAGES = (
     *("torch", "diffusers", "open_clip_torch", "timm", "transformers", "accelerate"),
     *("safetensors", "huggingface_hub", "numpy", "pillow", "scipy", "xformers"),
@@ -343,84 +345,6 @@ def _env(options: argparse.Namespace) -> int:
     print(f"cpu              {torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}")
     print(f"weights          {cache_dir()}{' (offline)' if is_offline() else ''}")
     return OK
-
-
-def positive(text: str) -> int:
-    """A whole number of at least 1."""
-    value = counting(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"got {text}; expected at least 1")
-    return value
-
-
-def counting(text: str) -> int:
-    """A whole number of at least 0."""
-    if not text.isascii() or not text.isdigit():
-        raise argparse.ArgumentTypeError(f"got {text!r}; expected a whole number of at least 0")
-    return int(text)
-
-
-def seed_list(text: str) -> list[int]:
-    """`7`, `0:64` (64 left out), `1,5,9` or a mixture -> the seeds, each once, in order."""
-    seeds: dict[int, None] = {}
-    for part in text.split(","):
-        first, colon, end = part.partition(":")
-        start = counting(first)
-        found = range(start, counting(end) if colon else start + 1)
-        if not found:
-            raise argparse.ArgumentTypeError(f"{part!r} holds no seed; expected FIRST:END as in 0:64")
-        seeds.update(dict.fromkeys(found))
-    return list(seeds)
-
-
-def strength(text: str) -> float | str:
-    """A guidance strength, or the word `default`."""
-    if text == "default":
-        return text
-    try:
-        return float(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(
-            f"got {text!r}; expected a number: put PROMPT before --guide, or write --guide default"
-        ) from None
-
-
-def shares(text: str) -> list[float]:
-    """`0.4,0.7` -> numbers; whether they rise between 0 and 1 is for `best_of_n` to say."""
-    try:
-        return [float(part) for part in text.split(",")]
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"got {text!r}; expected SHARES as 0.4,0.7: put PROMPT first") from None
-
-
-def dimensions(text: str) -> tuple[int, int]:
-    """`512` or `768x512` -> (width, height) in pixels."""
-    width, _, height = text.lower().partition("x")
-    return positive(width), positive(height or width)
-
-
-def one_line(error: BaseException) -> str:
-    """What an error says, as one line; without the number that the system gives it."""
-    text = str(error)
-    if isinstance(error, OSError) and error.strerror:
-        text = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
-    return " ".join(text.split()) or type(error).__name__
-
-
-def progress(total: int, what: str, unit: str = "image", quiet: bool = False) -> Any:
-    """A tqdm bar on stderr, unless quiet: for work of more than a second; off a terminal a line every ten seconds."""
-    from tqdm import tqdm
-
-    interval = 0.1 if sys.stderr.isatty() else 10
-    look = {"file": sys.stderr, "delay": 1, "mininterval": interval, "dynamic_ncols": True, "disable": quiet}
-    return tqdm(total=total, desc=what, unit=unit, **look)
-
-
-def say(text: str) -> None:
-    """A message for people: on stderr, above a progress bar."""
-    from tqdm import tqdm
-
-    tqdm.write(text, file=sys.stderr)
 
 
 def _is_for_people(error: Exception) -> bool:

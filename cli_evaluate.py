@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from .charts import scatter
-from .cli import OK
+from .cli_output import OK
 from .cli_score import best_device
 from .images import atomic_write, save_image
 from .models import MODELS, create_model

@@ -18,7 +18,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import nn
 
 from . import __version__
-from .cli import OK, one_line, progress, say
+from .cli_output import OK, one_line, progress, say
 from .cli_score import best_device, make_folder
 from .cli_sweep import finished, gathered, share_of, verdict
 from .guidance import RewardGuidance

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from .charts import bars
-from .cli import FAILED, INTERRUPTED, OK, one_line, progress, say
+from .cli_output import FAILED, INTERRUPTED, OK, one_line, progress, say
 from .images import IMAGE_SUFFIXES, ImageError, load_images, resize_short_side, save_image
 from .models import BPCLIP, MODELS, create_model
 from .rerank import best_first, equal_sized, score_batch

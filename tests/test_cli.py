@@ -14,7 +14,7 @@ import pytest
 import torch
 from PIL import Image
 
-from iqguide import cli, cli_sample, cli_score, create_model, load_images
+from iqguide import cli, cli_sample, cli_score, cli_values, create_model, load_images
 from iqguide.images import resize_short_side, save_image, to_tensor
 
 COMMANDS = ("demo", "score", "rank", "sample", "evaluate", "models", "env")
@@ -114,14 +114,14 @@ def test_a_command_line_that_makes_no_sense_is_a_usage_error(usage):
 
 
 def test_seeds():
-    assert cli.seed_list("7") == [7]
-    assert cli.seed_list("0:4") == [0, 1, 2, 3]
-    assert cli.seed_list("9,1,0:2") == [9, 1, 0]
+    assert cli_values.seed_list("7") == [7]
+    assert cli_values.seed_list("0:4") == [0, 1, 2, 3]
+    assert cli_values.seed_list("9,1,0:2") == [9, 1, 0]
     for wrong in ("", "-1", "1:", "a", "3:2", "1.5"):
         with pytest.raises(ArgumentTypeError):
-            cli.seed_list(wrong)
-    assert cli.dimensions("512") == (512, 512)
-    assert cli.dimensions("768x512") == (768, 512)
+            cli_values.seed_list(wrong)
+    assert cli_values.dimensions("512") == (512, 512)
+    assert cli_values.dimensions("768x512") == (768, 512)
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
