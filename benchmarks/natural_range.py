@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from iqguide.training import distortions
+
 OCTAVES = 3
 USUAL = 0.9
 """Share of the photographs that lie inside."""
@@ -21,7 +23,7 @@ USUAL = 0.9
 def statistics(images: Tensor) -> Tensor:
     """Images (N, 3, H, W) in [0, 1], sides of 32 px or more -> (N, 11), differentiable."""
     red, green, blue = images.unbind(1)
-    luma = 0.299 * red + 0.587 * green + 0.114 * blue
+    luma = distortions.luma(images)[:, 0]
     planes = torch.stack([luma, red - green, (red + green) / 2 - blue], 1)
     binomial = torch.tensor([0.25, 0.5, 0.25]).to(images)
     kernel = (binomial[:, None] * binomial).expand(3, 1, 3, 3)

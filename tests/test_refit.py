@@ -100,6 +100,8 @@ def test_ladders_begin_at_good_photographs_too(tmp_path, monkeypatch):
     assert len(alone) == 2 * (3 + 1)
     assert len(both) == len(alone) + 2 * 2
     assert torch.equal(both[: len(alone)], alone)
+    without = refit.gather_ladders(None, clean, good, refit.parse([*options, "--each-good", "0"]))[0]
+    assert torch.equal(without, alone)
     native = np.asarray(Image.open(tmp_path / "good.png")).std() / 255
     assert both[len(alone) :, 0].max() < 0.75 * native  # white noise loses its spread when it is reduced
 

@@ -114,8 +114,9 @@ def reduced_crops(photographs: list[Photograph], size: int, each: int, rng: np.r
 
     A photograph too small for that is reduced by less.
     """
-    pictures = (read(p.path) for p in tqdm(photographs, desc="reduced crops") for _ in range(each))
-    return torch.stack([to_tensor(random_crop(picture, size, rng, most=4.0, least=2.0)) for picture in pictures])
+    pictures = (read(photograph.path) for photograph in tqdm(photographs, desc="reduced crops"))
+    crops = (random_crop(picture, size, rng, most=4.0, least=2.0) for picture in pictures for _ in range(each))
+    return torch.stack([to_tensor(crop) for crop in crops])
 
 
 def gather_ladders(
@@ -132,7 +133,7 @@ def gather_ladders(
     rng, generator = np.random.default_rng(args.seed), torch.Generator().manual_seed(args.seed)
     few = [clean[n] for n in rng.permutation(len(clean))[: args.large]]
     crops = [Crops(clean, args.crop, args.each, rng).images, Crops(few, args.large_crop, 1, rng).images]
-    crops += [reduced_crops(good, args.crop, args.each_good, rng)] if good else []
+    crops += [reduced_crops(good, args.crop, args.each_good, rng)] if good and args.each_good else []
     parts = [ladder_statistics(model, part.float() / 255, batches.LADDER_KINDS, generator) for part in crops]
     ladders, severities = (torch.cat(values) for values in zip(*parts, strict=True))
     return ladders, severities
@@ -230,7 +231,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--prediction-weight", type=float, default=0.3, help="of denoised predictions (%(default)s)")
     parser.add_argument("--crop", type=int, default=128, help="side of the ladder crops, px (%(default)s)")
     parser.add_argument("--each", type=int, default=4, help="crops per photograph (%(default)s)")
-    parser.add_argument("--each-good", type=int, default=1, help="crops per good scored photograph (%(default)s)")
+    parser.add_argument("--each-good", type=int, default=1, help="crops per good scored one; 0 for none (%(default)s)")
     parser.add_argument("--large-crop", type=int, default=384, help="side of the large ladder crops, px (%(default)s)")
     parser.add_argument("--large", type=int, default=40, help="photographs with a large crop (%(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of everything random (%(default)s)")
