@@ -35,8 +35,8 @@ RESULTS = Path(__file__).parent / "results"
 DEFAULTS = {f.name: f.default for f in fields(RewardGuidance) if f.name != "reward"}
 VALUES: dict[str, tuple[Any, ...]] = {
     "scale": (0.0, 0.025, 0.05, 0.1, 0.2, 0.4),
-    "noise_window": ((0.9, 0.15), (0.75, 0.05), (0.75, 0.15), (0.75, 0.3), (0.5, 0.15)),
-    "every": (1, 2),
+    "noise_window": ((0.75, 0.05), (0.75, 0.15), (0.6, 0.02), (0.6, 0.05), (0.6, 0.15), (0.6, 0.3), (0.4, 0.05)),
+    "every": (1, 2, 4),
     "samples": (1, 4),
     "crop": (8, None),
     "noise": (0.0, 0.05, 0.2),

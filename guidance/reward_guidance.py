@@ -44,7 +44,7 @@ class RewardGuidance:
     scale: float = 0.1
     """Strength: root mean square push of the latent per unit of log(sigma / alpha). 0 changes nothing, to the bit."""
 
-    noise_window: tuple[float, float] = (0.75, 0.15)
+    noise_window: tuple[float, float] = (0.6, 0.05)
     """Noise levels, sigma / (alpha + sigma) in (0, 1), between which guidance acts: (start, stop), start > stop."""
 
     every: int = 2
@@ -99,7 +99,7 @@ class RewardGuidance:
         if not 1 > start > stop > 0:
             raise ValueError(
                 f"noise_window is {self.noise_window}; expected (start, stop) with 1 > start > stop > 0, for example"
-                " (0.75, 0.15): guidance acts while the noise level falls from start to stop. At 1 all is noise."
+                " (0.6, 0.05): guidance acts while the noise level falls from start to stop. At 1 all is noise."
             )
         if self.gradient not in ("denoised", "full"):
             raise ValueError(f"gradient is {self.gradient!r}; expected 'denoised' or 'full'.")

@@ -13,7 +13,7 @@ from iqguide.guidance import RewardGuidance
 
 pytestmark = [pytest.mark.comfy, pytest.mark.filterwarnings("ignore")]
 STEPS = (10, 20, 30)
-NOMINAL = math.log(3 / (0.15 / 0.85))  # log of sigma / alpha at both ends of the default window
+NOMINAL = math.log(1.5 / (0.05 / 0.95))  # log of sigma / alpha at both ends of the default window, 0.6 to 0.05
 
 
 @pytest.fixture(scope="module")
@@ -58,5 +58,5 @@ def test_how_hard_every_sampler_pushes(tiny):
     table = ["", f"| sampler | {' | '.join(f'{steps} steps' for steps in STEPS)} |", "|---|---|---|---|"]
     table += [f"| {name} | {' | '.join(f'{value:.2f}' for value in values)} |" for name, values in rows]
     sys.stdout.write("\n".join(table) + "\n")
-    assert all(math.isfinite(value) and value > 0.4 for values in pushes.values() for value in values)
+    assert all(math.isfinite(value) and value > 0.3 for values in pushes.values() for value in values)
     assert [name for name, values in pushes.items() if values[-1] > 2.5] == ["lcm"]

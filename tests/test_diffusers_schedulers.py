@@ -20,7 +20,7 @@ from iqguide.guidance.scheduler_units import SCHEDULERS, row_for
 
 SD = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 FLOW = {"prediction_type": "flow_prediction", "use_flow_sigmas": True, "flow_shift": 3.0}
-TOTAL = math.log(3 / (0.15 / 0.85))  # length of the window in log(sigma / alpha)
+TOTAL = math.log(1.5 / (0.05 / 0.95))  # length of the default window, 0.6 to 0.05, in log(sigma / alpha)
 
 DETERMINISTIC = {
     "DDIM": ("DDIMScheduler", SD | {"clip_sample": False, "set_alpha_to_one": False, "steps_offset": 1}),
@@ -214,7 +214,7 @@ def test_the_push_is_the_scale_times_the_window_for_any_step_count(make, name):
 @pytest.mark.parametrize("name", DETERMINISTIC)
 def test_the_push_hardly_depends_on_the_step_count_where_the_model_pulls_back(make, name):
     """Standard normal data: the continuous limit is the integral of ds / (s sqrt(1 + s^2)) over the window."""
-    limit = math.asinh(0.85 / 0.15) - math.asinh(1 / 3)
+    limit = math.asinh(0.95 / 0.05) - math.asinh(0.4 / 0.6)
     case, eta = DETERMINISTIC[name], ETA.get(name)
     found = [sampled(make(*case), gaussian, count, guidance(), eta)[0] / 0.1 for count in (10, 20, 50, 100)]
     assert found == pytest.approx([sum(found) / 4] * 4, rel=0.05)

@@ -26,7 +26,9 @@ def as_is(latents):
 
 def guidance(reward=mean, **settings):
     return RewardGuidance(
-        reward, **{"decoder": as_is, "every": 1, "noise": 0.0, "max_drift": None, "scale": 0.1} | settings
+        reward,
+        **{"decoder": as_is, "noise_window": WINDOW, "every": 1, "noise": 0.0, "max_drift": None, "scale": 0.1}
+        | settings,
     )
 
 
