@@ -24,6 +24,8 @@ class Line:
     """(n, 3): value, lower and upper end of its interval."""
     colour: int = 0
     """Number of its colour in `COLOURS`."""
+    marks: Sequence[str] = ()
+    """(n,) written beside the points, which are then not joined."""
 
 
 @dataclass(frozen=True)
@@ -37,17 +39,22 @@ class Panel:
 
 
 def grid(
-    rows: Sequence[Sequence[Panel]], legend: Sequence[str] = (), width: int = 300, height: int = 200
+    rows: Sequence[Sequence[Panel]],
+    legend: Sequence[str] = (),
+    notes: Sequence[str] = (),
+    width: int = 300,
+    height: int = 200,
 ) -> Image.Image:
     """Panels in rows; those of a column share their y axis, so that rows can be compared.
 
     Args:
         rows: equally many panels in each.
         legend: names of the first colours, written below.
+        notes: lines of text, written below these.
         width: of a panel, in px.
         height: of a panel, in px.
     """
-    canvas = Image.new("RGB", (width * len(rows[0]), height * len(rows) + LINE * len(legend) + 6), "white")
+    canvas = Image.new("RGB", (width * len(rows[0]), height * len(rows) + LINE * len([*legend, *notes]) + 6), "white")
     pen = ImageDraw.Draw(canvas)
     for column in range(len(rows[0])):
         values = np.concatenate([line.y.ravel() for row in rows for line in row[column].lines])
@@ -58,6 +65,8 @@ def grid(
         y = height * len(rows) + LINE * index
         pen.rectangle((LEFT, y + 5, LEFT + 20, y + 8), COLOURS[index])
         pen.text((LEFT + 30, y), name, INK, FONT)
+    for index, note in enumerate(notes, len(legend)):
+        pen.text((LEFT, height * len(rows) + LINE * index), note, INK, FONT)
     return canvas
 
 
@@ -83,7 +92,10 @@ def draw(pen: ImageDraw.ImageDraw, panel: Panel, box: tuple[int, int, int, int],
         pen.text((across(value), bottom + 6), name, INK, FONT, anchor="mt")
     for line in panel.lines:
         colour = COLOURS[line.colour]
-        pen.line([(across(x), up(y)) for x, y in zip(line.x, line.y[:, 0], strict=True)], colour, 2)
+        if not line.marks:
+            pen.line([(across(x), up(y)) for x, y in zip(line.x, line.y[:, 0], strict=True)], colour, 2)
         for x, (value, below, above) in zip(line.x, line.y, strict=True):
             pen.line((across(x), up(below), across(x), up(above)), colour)
             pen.ellipse((across(x) - 3, up(value) - 3, across(x) + 3, up(value) + 3), colour)
+        for x, value, mark in zip(line.x, line.y[:, 0], line.marks, strict=bool(line.marks)):
+            pen.text((across(x) + 6, up(value) - 15), mark, INK, FONT)

@@ -27,7 +27,7 @@ import numpy as np
 import torch
 from demo_pictures import PROMPTS, fingerprint, pipeline_modules, plain
 from judges import judges, margin_of
-from PIL import Image, ImageDraw, ImageFont
+from panels import Line, Panel, grid
 from tables import README, bootstrap, machine, table, write_between
 from torch import Tensor
 from tqdm import tqdm
@@ -43,7 +43,7 @@ SIZES = (1, 2, 4, 8, 16)
 ETA = 0.6  # of the particles' ancestral steps; with 1 and 25 steps the demo's pictures stay noisy
 HALVED = (("best of 8, halved", "best of 8"), ("best of 16, halved", "best of 16"))  # the same candidates
 PAIRS = (*HALVED, ("guided, best of 8, halved", "best of 16"))  # what is compared with what
-SIDE, MARGIN, FONT = 400, 50, ImageFont.load_default(13)
+SIDE = 400  # of a panel, in px
 
 
 @dataclass(frozen=True)
@@ -249,38 +249,20 @@ def page(found: dict[str, Any], names: Sequence[str]) -> str:
 def plot(found: dict[str, Any], names: Sequence[str], path: Path) -> None:
     """A panel for each score: mean change and its interval, over rows through the denoiser, and below over seconds."""
     order = sorted(found["methods"], key=lambda method: found["methods"][method]["nfe"])
-    canvas = Image.new("RGB", (SIDE * len(names), 2 * SIDE + 20 * (len(order) + 1)), "white")
-    pen = ImageDraw.Draw(canvas)
-    for down, (key, unit) in enumerate((("nfe", "rows"), ("seconds", "seconds"))):
-        compute = np.log([found["methods"][method][key] for method in order])
-        across = (compute - compute.min()) / (np.ptp(compute) or 1)
-        for index, name in enumerate(names):
-            values = np.array([found["methods"][method][name] for method in order])
-            panel(pen, (index * SIDE, down * SIDE), f"{name}, over log {unit}", across, values)
-    for index, method in enumerate(order):
-        values = found["methods"][method]
-        line = f"{index + 1}  {method}: {values['nfe']:.0f} rows, {values['seconds']:.1f} s"
-        pen.text((MARGIN, 2 * SIDE + 20 * index), line, "black", FONT)
-    save_image(canvas, path)
-
-
-def panel(
-    pen: ImageDraw.ImageDraw, corner: tuple[int, int], title: str, across: np.ndarray, values: np.ndarray
-) -> None:
-    """One score: values (methods, 3), mean and interval, at `across` (methods,) in [0, 1]."""
-    left, top = corner
-    low, high = min(values.min(), 0.0), max(values.max(), 1e-9)
-    x = left + MARGIN + across * (SIDE - 2 * MARGIN)
-    y = top + MARGIN + (SIDE - 2 * MARGIN) * (high - values) / (high - low)
-    zero = top + MARGIN + (SIDE - 2 * MARGIN) * high / (high - low)
-    pen.text((left + MARGIN, top + 12), title, "black", FONT)
-    pen.line((left + MARGIN, zero, left + SIDE - MARGIN, zero), "grey")
-    for value, height in ((high, top + MARGIN), (low, top + SIDE - MARGIN)):
-        pen.text((left + 8, height - 7), f"{value:+.2f}", "dimgrey", FONT)
-    for index, (mean, below, above) in enumerate(y):
-        pen.line((x[index], below, x[index], above), (150, 170, 200), 2)
-        pen.ellipse((x[index] - 4, mean - 4, x[index] + 4, mean + 4), (40, 90, 160))
-        pen.text((x[index] + 6, mean - 14), str(index + 1), "black", FONT)
+    marks = [str(index + 1) for index in range(len(order))]
+    rows = []
+    for key, unit in (("nfe", "rows"), ("seconds", "seconds")):
+        compute = np.array([found["methods"][method][key] for method in order])
+        ticks = [(math.log(end), f"{end:.3g}") for end in (compute.min(), compute.max())]
+        scores = {name: np.array([found["methods"][method][name] for method in order]) for name in names}
+        lines = {name: Line(np.log(compute), values, marks=marks) for name, values in scores.items()}
+        rows.append([Panel(f"{name}, over log {unit}", [line], ticks) for name, line in lines.items()])
+    values = [found["methods"][method] for method in order]
+    notes = [
+        f"{mark}  {method}: {mine['nfe']:.0f} rows, {mine['seconds']:.1f} s"
+        for mark, method, mine in zip(marks, order, values, strict=True)
+    ]
+    save_image(grid(rows, notes=notes, width=SIDE, height=SIDE), path)
 
 
 def groups_of(text: str) -> range:
