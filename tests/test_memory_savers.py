@@ -12,8 +12,8 @@ from iqguide.guidance.diffusers import guided
 CPU = torch.device("cpu")
 
 
-def draw(pipe, inputs, scale=0.5, **changes):
-    with guided(pipe, RewardGuidance(brightness, scale=scale, every=1)) as run:
+def draw(pipe, inputs, scale=0.5, gradient="denoised", **changes):
+    with guided(pipe, RewardGuidance(brightness, scale=scale, every=1, gradient=gradient)) as run:
         images = pipe(**inputs | changes, generator=torch.Generator().manual_seed(0), output_type="pt").images
     assert scale == 0 or run.runs[-1].fired
     return images
@@ -83,3 +83,45 @@ def test_denoiser_whose_weights_are_stored_small(storage):
     assert storage in {parameter.dtype for parameter in pipe.transformer.parameters()}
     assert brightness(draw(pipe, inputs)) > brightness(draw(pipe, inputs, scale=0))
     assert storage in {parameter.dtype for parameter in pipe.transformer.parameters()}
+
+
+def weights_in_torchao(model):
+    from torchao.quantization import Int8WeightOnlyConfig, quantize_
+
+    quantize_(model, Int8WeightOnlyConfig())
+
+
+def all_in_torchao(model):
+    from torchao.quantization import Int8DynamicActivationInt8WeightConfig, quantize_
+
+    quantize_(model, Int8DynamicActivationInt8WeightConfig())
+
+
+def weights_in_quanto(model):
+    from optimum.quanto import freeze, qint8, quantize
+
+    quantize(model, weights=qint8)
+    freeze(model)
+
+
+@pytest.mark.parametrize(
+    ("package", "quantise"),
+    [("torchao", weights_in_torchao), ("torchao", all_in_torchao), ("optimum.quanto", weights_in_quanto)],
+    ids=["torchao weights", "torchao weights and activations", "quanto weights"],
+)
+@pytest.mark.filterwarnings("ignore")  # those of the packages
+def test_quantised_denoiser(package, quantise):
+    pytest.importorskip(package)
+    pipe, inputs, expected = ordinary()
+    quantise(pipe.transformer)
+    weight = pipe.transformer.transformer_blocks[0].attn.to_q.weight
+    assert type(weight).__module__.startswith(package)
+    picture = draw(pipe, inputs)
+    assert brightness(picture) > brightness(draw(pipe, inputs, scale=0))
+    assert 0 < (picture - expected).abs().mean() < 0.02  # near the one of the pipeline at full precision
+    if quantise is all_in_torchao:
+        with pytest.raises(ValueError, match="with quantised activations"):
+            draw(pipe, inputs, gradient="full")
+    else:
+        assert brightness(draw(pipe, inputs, gradient="full")) > brightness(draw(pipe, inputs, scale=0))
+    assert pipe.transformer.transformer_blocks[0].attn.to_q.weight is weight
