@@ -71,8 +71,9 @@ class FullGradient:
         if not (sample.requires_grad and output.requires_grad):
             raise ValueError(
                 f"gradient='full' needs the evaluations of {type(self._pipe).__name__} to keep their graph, and this"
-                " one has none: it ran in torch.inference_mode, in blocks without gradients of their own, with quantised"
-                " activations, or was taken from a saved state (halving, particles). Use gradient='denoised' there."
+                " one has none: it ran in torch.inference_mode, in blocks without gradients of their own, with"
+                " quantised activations, or was taken from a saved state (halving, particles). Use gradient='denoised'"
+                " there."
             )
         return lambda gradient: torch.autograd.grad(denoised, sample, gradient.to(denoised))[0].float()
 
