@@ -19,7 +19,7 @@ def steering_inputs() -> list[io.Input]:
         ),
         io.Float.Input(
             "start_percent",
-            default=0.4,
+            default=0.5,
             min=0.0,
             max=1.0,
             step=0.01,
@@ -27,7 +27,7 @@ def steering_inputs() -> list[io.Input]:
         ),
         io.Float.Input(
             "end_percent",
-            default=0.97,
+            default=0.98,
             min=0.0,
             max=1.0,
             step=0.01,

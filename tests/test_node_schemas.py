@@ -1,12 +1,14 @@
 """The interface of the ComfyUI nodes, read through a stand-in of its V3 API, and help and translations for each."""
 
 import json
+import math
 import os
 import re
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -84,6 +86,27 @@ def test_the_guidance_node_has_the_defaults_of_the_library(schemas):
     assert defaults["strength"] == RewardGuidance.scale
     assert defaults["max_drift"] == RewardGuidance.max_drift
     assert defaults["every"] == RewardGuidance.every
+
+
+def test_the_guidance_nodes_push_about_as_much_as_the_library(schemas):
+    """In percent of ComfyUI a window lies elsewhere for each kind of model; docs/comfyui.md has these numbers."""
+    from iqguide import RewardGuidance
+    from iqguide.guidance.schedule import ratio_of
+
+    betas = np.linspace(0.00085**0.5, 0.012**0.5, 1000) ** 2
+    alphas = np.cumprod(1 - betas)
+    kinds = {
+        "eps": lambda percent: np.sqrt((1 - alphas) / alphas)[round((1 - percent) * 999)],
+        "flow": lambda percent: ratio_of(1 - percent),
+        "flow, shift 3": lambda percent: 3 * ratio_of(1 - percent),
+    }
+    start, stop = map(ratio_of, RewardGuidance.noise_window)
+    for node in ("IQGuideQualityGuidance", "IQGuideAttributeGuidance"):
+        defaults = {each["id"]: each.get("default") for each in schemas[node]["inputs"]}
+        for kind, ratio in kinds.items():
+            length = math.log(ratio(defaults["start_percent"]) / ratio(defaults["end_percent"]))
+            expected = {"eps": 0.74, "flow": 1.16, "flow, shift 3": 1.16}[kind]
+            assert length / math.log(start / stop) == pytest.approx(expected, abs=0.01), kind
 
 
 def test_the_sampler_drops_where_the_library_drops(schemas):
