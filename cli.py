@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from .cli_output import FAILED, INTERRUPTED, OK, one_line
-from .cli_values import counting, dimensions, positive, seed_list, shares, strength
+from .cli_values import counting, dimensions, finite, positive, seed_list, shares, strength
 
 PACKAGES = (
     *("torch", "diffusers", "open_clip_torch", "timm", "transformers", "accelerate"),
@@ -204,7 +204,7 @@ def _add_sample(commands: Any) -> None:
     parser.add_argument("--negative-prompt", metavar="TEXT", help="what not to generate")
     parser.add_argument(
         "--guidance-scale",
-        type=float,
+        type=finite,
         metavar="X",
         help="classifier-free guidance (default: 3 for demo, else the pipeline's own)",
     )

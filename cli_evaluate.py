@@ -15,8 +15,8 @@ import numpy as np
 
 from .charts import scatter
 from .cli_output import OK
-from .cli_score import best_device
-from .images import atomic_write, save_image
+from .cli_score import best_device, make_folder
+from .images import atomic_write, picture_format, save_image
 from .models import MODELS, create_model
 from .models.catalog import get_spec
 from .training.correlation import fit_logistic, logistic
@@ -35,6 +35,7 @@ NAMES = {
 def run_evaluate(options: argparse.Namespace) -> int:
     """Print the figures, and write the files that were asked for."""
     get_spec(options.model)  # a mistyped name, before the data set is read
+    _check_files(options)
     own, talks = distributed_device()
     device = own or best_device(options.device)
     samples = load_dataset(options.dataset, Path(options.root), tuple(options.scale) if options.scale else None)
@@ -48,17 +49,25 @@ def run_evaluate(options: argparse.Namespace) -> int:
     scores = score_samples(model, samples, limit, device, spec.full_reference)
     if not talks:
         return OK
-    if options.csv:
-        _write_csv(samples, scores, Path(options.csv))
     found = summarise(samples, scores, options.split, options.bootstrap)
-    if options.plot:
-        _plot(samples, scores, f"{options.model} on {options.dataset}   SRCC {found['srcc']:.3f}", Path(options.plot))
     settings = {name: getattr(options, name) for name in ("model", "weights", "dataset", "split")}
     if options.json:
         print(json.dumps({**found, **settings, "short_side": limit or None}, indent=1))
     else:
         _print(found, settings, limit)
+    if options.csv:
+        _write_csv(samples, scores, Path(options.csv))
+    if options.plot:
+        _plot(samples, scores, f"{options.model} on {options.dataset}   SRCC {found['srcc']:.3f}", Path(options.plot))
     return OK
+
+
+def _check_files(options: argparse.Namespace) -> None:
+    """Find out before any image is scored what could not be written afterwards."""
+    for name in filter(None, (options.csv, options.plot)):
+        make_folder(Path(name).parent)
+    if options.plot:
+        picture_format(options.plot)
 
 
 def _print(found: dict[str, Any], settings: dict[str, str], limit: int | None) -> None:

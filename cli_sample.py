@@ -9,7 +9,7 @@ import statistics
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from . import __version__
 from .cli_output import OK, one_line, progress, say
 from .cli_score import best_device, make_folder
 from .cli_sweep import finished, gathered, share_of, verdict
+from .cli_values import SEEDS
 from .guidance import RewardGuidance
 from .guidance.search import HALVING, best_of_n
 from .guidance.steered import steered
@@ -87,7 +88,7 @@ def run_sample(options: argparse.Namespace) -> int:
     decoder = _decoder(options.decoder, pipe)
     guidance = _guidance(reward, options.guide, decoder)
     settings = call | {"pipeline": options.pipeline, "model": options.model, "weights": options.weights}
-    settings |= {"guide": guidance.scale if guidance else None, "decoder": options.decoder, "judged_by": options.judge}
+    settings |= _recorded(guidance) | {"decoder": options.decoder, "judged_by": options.judge}
     settings |= {"judge_weights": options.judge and options.judge_weights, "dtype": options.dtype}
     halving = HALVING if options.halving is True else options.halving or ()
     settings |= {"best_of": options.best_of, "halving": list(halving) or None, "iqguide": __version__}
@@ -116,6 +117,11 @@ def _check_options(options: argparse.Namespace) -> None:
         raise ValueError("got --halving without --best-of; expected both: it drops candidates of --best-of N.")
     if options.decoder and not options.halving and options.guide is None:
         raise ValueError("got --decoder, which only --guide and --halving look through; leave it out.")
+    if max(options.seeds) * (options.best_of or 1) + (options.best_of or 1) > SEEDS:
+        raise ValueError(
+            f"got --seeds up to {max(options.seeds)} and --best-of {options.best_of}, whose candidates' seeds would be"
+            " above 2^63; expected smaller seeds."
+        )
     if options.judge == options.model:
         raise ValueError(f"--judge is {options.judge}, the model that steers; expected another one.")
 
@@ -289,6 +295,13 @@ def _guidance(reward: Reward, strength: float | str | None, decoder: Any) -> Rew
     if strength is None:
         return None
     return RewardGuidance(reward, scale=RewardGuidance.scale if strength == "default" else strength, decoder=decoder)
+
+
+def _recorded(guidance: RewardGuidance | None) -> dict[str, Any]:
+    """What a picture says of the guidance that it had: its strength, and the defaults of its day."""
+    names = [field.name for field in fields(RewardGuidance) if field.name not in ("reward", "decoder", "scale")]
+    settings = guidance and {name: getattr(guidance, name) for name in names}
+    return {"guide": guidance.scale if guidance else None, "guidance": settings}
 
 
 def _decoder(name: str | None, pipe: Any) -> Any:

@@ -44,6 +44,7 @@ def run_score(options: argparse.Namespace) -> int:
     if options.csv and options.explain:
         raise ValueError("a CSV has no columns for --explain; use --json, or the plain table.")
     rows, status = _listed(options), None
+    folder = make_folder(options.explain_to) if options.explain_to else None
     try:
         _score_all(rows, options)
     except KeyboardInterrupt:
@@ -52,8 +53,6 @@ def run_score(options: argparse.Namespace) -> int:
             raise
         say(f"iqguide: interrupted after {len(rows)} of {total} images.")
         status = INTERRUPTED
-    if options.explain_to:
-        _draw(rows, Path(options.explain_to))
     if options.json:
         _print_json(rows)
     elif options.csv:
@@ -61,22 +60,25 @@ def run_score(options: argparse.Namespace) -> int:
         writer.writerows([("path", "score", "error"), *((row.path, row.score, row.error) for row in rows)])
     else:
         _print_table(rows)
+    if folder:
+        _draw(rows, folder)
     return status or (OK if any(row.error is None for row in rows) else FAILED)
 
 
 def run_rank(options: argparse.Namespace) -> int:
     """Print the best files, best first, and copy them where that is wanted; 0 if any was scored."""
     rows = _listed(options)
+    folder = make_folder(options.copy_to) if options.copy_to else None
     _score_all(rows, options)
     scored = [row for row in rows if row.error is None]
     order = best_first(torch.tensor([row.score for row in scored], dtype=torch.float64))
     best = [scored[i] for i in order[: options.top].tolist()]
-    if options.copy_to and best:
-        _copy([Path(row.path) for row in best], make_folder(options.copy_to))
     if options.json:
         _print_json(best)
     else:
         _print_table(best)
+    if folder:
+        _copy([Path(row.path) for row in best], folder)
     return OK if best else FAILED
 
 
@@ -212,7 +214,7 @@ def best_device(name: str | None) -> torch.device:
     return device
 
 
-def make_folder(name: str) -> Path:
+def make_folder(name: str | Path) -> Path:
     """The folder for the output, made where it is missing.
 
     Raises:
@@ -248,7 +250,6 @@ def _copy(files: list[Path], folder: Path) -> None:
 
 def _draw(rows: list[Row], folder: Path) -> None:
     """A picture with bars for each explained row, named after its file (with its place where two have one name)."""
-    folder.mkdir(parents=True, exist_ok=True)
     stems = [Path(row.path).stem for row in rows]
     for place, (row, stem) in enumerate(zip(rows, stems, strict=True), start=1):
         if row.parts is not None:

@@ -20,23 +20,33 @@ def finished(out: Path, seeds: Sequence[int], settings: dict[str, Any]) -> dict[
     Raises:
         ValueError: a picture was made with other settings.
     """
-    found = {}
+    found, now = {}, json.loads(json.dumps(settings))
     for seed in seeds:
         path = out / f"{seed}.png"
         if not path.is_file():
             continue
-        with Image.open(path) as image:
-            said = json.loads(image.info.get("iqguide", "{}"))
+        said = _said_by(path)
         if "score" not in said:
-            continue  # made by something else; it is made again
-        for name, value in json.loads(json.dumps(settings)).items():
-            if said.get(name) != value and name != "iqguide":  # the version
+            continue  # it is made again
+        for name in sorted({*said, *now} - {*RECORDED, "iqguide"}):  # the last is the version
+            if said.get(name) != now.get(name):
                 raise ValueError(
-                    f"{path} was made with {name} {said.get(name)!r}, and now it is {value!r}; choose another --out, or"
-                    " leave out --resume to make all pictures again."
+                    f"{path} was made with {name} {said.get(name)!r}, and now it is {now.get(name)!r}; choose another"
+                    " --out, or leave out --resume to make all pictures again."
                 )
         found[seed] = {name: said[name] for name in RECORDED if name in said}
     return found
+
+
+def _said_by(path: Path) -> dict[str, Any]:
+    """What a picture says of itself; nothing if it is damaged, or another program's."""
+    try:
+        with Image.open(path) as image:
+            image.load()
+            said = json.loads(image.info.get("iqguide", "{}"))
+    except (OSError, SyntaxError, ValueError):  # what Pillow raises for a damaged PNG, and json for other people's text
+        return {}
+    return said if isinstance(said, dict) else {}
 
 
 def share_of(seeds: Sequence[int]) -> list[int]:

@@ -3,6 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import math
+
+SEEDS = 2**63
+"""Seeds are below this: what torch takes."""
+MOST = 10**6
+"""Seeds in one list."""
 
 
 def positive(text: str) -> int:
@@ -29,8 +35,18 @@ def seed_list(text: str) -> list[int]:
         found = range(start, counting(end) if colon else start + 1)
         if not found:
             raise argparse.ArgumentTypeError(f"{part!r} holds no seed; expected FIRST:END as in 0:64")
+        if found.stop > SEEDS or found.stop - found.start > MOST:
+            raise argparse.ArgumentTypeError(f"got {part}; expected seeds below 2^63, and at most {MOST} of them")
         seeds.update(dict.fromkeys(found))
     return list(seeds)
+
+
+def finite(text: str) -> float:
+    """A number that is neither infinite nor NaN."""
+    value = float(text)
+    if not math.isfinite(value):
+        raise argparse.ArgumentTypeError(f"got {text}; expected a finite number")
+    return value
 
 
 def strength(text: str) -> float | str:
@@ -38,7 +54,7 @@ def strength(text: str) -> float | str:
     if text == "default":
         return text
     try:
-        return float(text)
+        return finite(text)
     except ValueError:
         raise argparse.ArgumentTypeError(
             f"got {text!r}; expected a number: put PROMPT before --guide, or write --guide default"

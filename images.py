@@ -189,11 +189,8 @@ def save_image(image: Tensor | Image.Image, path: str | os.PathLike, metadata: M
         ImageError: the ending is no known format, or there is metadata for a format other than PNG.
         OSError: the file cannot be written (disk full, no permission, no such folder); nothing is left behind.
     """
-    path = Path(path)
+    path, kind = Path(path), picture_format(path)
     image = to_pil(image) if isinstance(image, Tensor) else image
-    kind = Image.registered_extensions().get(path.suffix.lower())
-    if kind not in Image.SAVE:
-        raise ImageError(f"{path} ends in '{path.suffix}'; expected a format that can be written, such as .png.")
     options = {}
     if metadata:
         if kind != "PNG":
@@ -206,11 +203,24 @@ def save_image(image: Tensor | Image.Image, path: str | os.PathLike, metadata: M
     atomic_write(path, encoded.getvalue())
 
 
+def picture_format(path: str | os.PathLike) -> str:
+    """Pillow's name of the format that the ending of a path stands for, such as PNG.
+
+    Raises:
+        ImageError: the ending is no format that can be written.
+    """
+    kind = Image.registered_extensions().get(Path(path).suffix.lower())
+    if kind not in Image.SAVE:
+        raise ImageError(f"{path} ends in '{Path(path).suffix}'; expected a format that can be written, such as .png.")
+    return kind
+
+
 def atomic_write(path: str | os.PathLike, content: bytes) -> None:
     """Write a file that appears complete or not at all: to a temporary file beside it, then moved there.
 
     Args:
-        path: where the file shall be; an existing file is replaced.
+        path: where the file shall be; an existing file is replaced. What is no file, such as a pipe or /dev/stdout, is
+            written to as it is.
         content: all of it.
 
     Raises:
@@ -218,9 +228,13 @@ def atomic_write(path: str | os.PathLike, content: bytes) -> None:
     """
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    special = path.exists() and not path.is_file()
     try:
-        temporary.write_bytes(content)
-        os.replace(temporary, path)
+        if special:
+            path.write_bytes(content)
+        else:
+            temporary.write_bytes(content)
+            os.replace(temporary, path)
     except OSError as error:
         message = f"cannot write {path}: {error.strerror}; free some space or choose another folder."
         raise OSError(error.errno, message) from error

@@ -15,6 +15,7 @@ import torch
 from PIL import Image
 
 from iqguide import cli, cli_sample, cli_score, cli_values, create_model, load_images
+from iqguide.guidance.search import HALVING
 from iqguide.images import resize_short_side, save_image, to_tensor
 
 COMMANDS = ("demo", "score", "rank", "sample", "evaluate", "models", "env")
@@ -111,13 +112,26 @@ def test_a_command_line_that_makes_no_sense_is_a_usage_error(usage):
     assert "expected a number: put PROMPT before --guide" in usage("sample", "--out", "x", "--guide", "a prompt")
     assert "expected FIRST:END as in 0:64" in usage("sample", "--out", "x", "--seeds", "4:4")
     assert "expected at least 1" in usage("rank", "x", "--top", "0")
+    assert "expected a finite number" in usage("sample", "--out", "x", "--guidance-scale", "nan")
+
+
+def test_help_names_the_defaults(capsys):
+    with pytest.raises(SystemExit):
+        cli.main(["sample", "--help"])
+    shown = " ".join(capsys.readouterr().out.split())
+    assert f"default: {cli_sample.DEMO_CALL['num_inference_steps']} for demo" in shown
+    assert f"default: {cli_sample.DEMO_CALL['guidance_scale']:g} for demo" in shown
+    assert f"alone: {','.join(map(str, HALVING))}" in shown
+    with pytest.raises(SystemExit):
+        cli.main(["demo", "--help"])
+    assert f"default: {cli_sample.DEMO_CALL['num_inference_steps']})" in " ".join(capsys.readouterr().out.split())
 
 
 def test_seeds():
     assert cli_values.seed_list("7") == [7]
     assert cli_values.seed_list("0:4") == [0, 1, 2, 3]
     assert cli_values.seed_list("9,1,0:2") == [9, 1, 0]
-    for wrong in ("", "-1", "1:", "a", "3:2", "1.5"):
+    for wrong in ("", "-1", "1:", "a", "3:2", "1.5", "0:99999999999", str(2**63)):
         with pytest.raises(ArgumentTypeError):
             cli_values.seed_list(wrong)
     assert cli_values.dimensions("512") == (512, 512)
@@ -287,6 +301,19 @@ def test_rank_overwrites_nothing(run, folder, tmp_path):
     assert f"{out / 'c.png'} exists already; nothing was copied" in err
     assert [p.name for p in out.iterdir()] == ["c.png"]
     assert (out / "c.png").read_text() == "precious"
+
+
+def test_results_are_printed_before_files_are_written(run, folder, tmp_path):
+    (tmp_path / "c.png").write_text("precious")
+    status, out, err = run("rank", folder, "--copy-to", tmp_path, *RANDOM)
+    assert (status, len(out.splitlines())) == (2, 3)
+    assert "nothing was copied" in err
+    (tmp_path / "file").write_text("")
+    for command in (("rank", folder, "--copy-to"), ("score", folder, "--model", "bpclip-mini", "--explain-to")):
+        status, out, err = run(*command, tmp_path / "file", "--device", "cpu")
+        assert (status, out) == (2, "")
+        assert "cannot make the folder" in err
+        assert "scored by" not in err  # it is found out before
 
 
 def test_rank_keeps_apart_what_has_one_name(run, folder, tmp_path):

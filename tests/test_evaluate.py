@@ -185,6 +185,17 @@ def test_table_for_people_and_plot(run, table, tmp_path):
         assert picture.size == (600, 600)
 
 
+def test_files_that_cannot_be_written_are_found_out_first(run, table, tmp_path):
+    options = ("evaluate", "--dataset", "csv", "--root", table, *RANDOM)
+    (tmp_path / "file").write_text("")
+    for wrong in (("--plot", tmp_path / "plot.foo"), ("--csv", tmp_path / "file" / "scores.csv")):
+        status, out, err = run(*options, *wrong)
+        assert (status, out) == (2, "")
+        assert "such as .png" in err or "cannot make the folder" in err
+    assert run(*options, "--csv", tmp_path / "new" / "scores.csv")[0] == 0
+    assert (tmp_path / "new" / "scores.csv").is_file()
+
+
 def test_ten_splits_and_test_part(run, table, tmp_path):
     options = ("--dataset", "csv", "--root", table, "--json", *RANDOM)
     found = json.loads(run("evaluate", *options, "--split", "ten", "--csv", tmp_path / "scores.csv")[1])

@@ -5,6 +5,7 @@ import os
 import struct
 import subprocess
 import sys
+import threading
 import zlib
 
 import numpy as np
@@ -13,7 +14,7 @@ import torch
 from PIL import Image
 
 from iqguide import images as iq
-from iqguide.images import ImageError, load_images, resize_short_side, save_image, to_pil, to_tensor
+from iqguide.images import ImageError, atomic_write, load_images, resize_short_side, save_image, to_pil, to_tensor
 
 
 @pytest.fixture
@@ -225,3 +226,15 @@ def test_every_photograph_of_the_data_folder_loads(data_dir):
             assert image.shape == (1, 3, reference.height, reference.width)
             array = np.asarray(reference.convert("RGB"))
         torch.testing.assert_close(image, expected(array))
+
+
+def test_what_is_no_file_is_written_to_and_stays_what_it_is(tmp_path):
+    pipe = tmp_path / "scores.csv"
+    os.mkfifo(pipe)
+    reader = threading.Thread(target=lambda: got.append(pipe.read_bytes()))
+    got = []
+    reader.start()
+    atomic_write(pipe, b"0.5")
+    reader.join()
+    assert got == [b"0.5"]
+    assert pipe.is_fifo()

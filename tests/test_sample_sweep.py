@@ -4,11 +4,13 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 from tiny_pipelines import prompted_pipeline, tiny_tae
 
 from iqguide import cli, cli_sample, create_model
@@ -143,6 +145,14 @@ def test_a_killed_run_is_resumed(sample, tmp_path, monkeypatch):
         np.testing.assert_array_equal(
             pixels(tmp_path / "out" / f"{seed}.png"), pixels(tmp_path / "whole" / f"{seed}.png")
         )
+    for number, content in enumerate(((tmp_path / "out" / "0.png").read_bytes()[:-200], b"no picture")):
+        (tmp_path / "out" / f"{number}.png").write_bytes(content)
+    foreign = PngInfo()
+    foreign.add_text("iqguide", "no json")
+    Image.new("RGB", (8, 8)).save(tmp_path / "out" / "2.png", pnginfo=foreign)
+    drawn[:] = [None] * 3
+    assert sample("--seeds", "0:4", "--resume")[0] == 0
+    assert drawn[3:] == [0, 1, 2]  # what cannot be read, or is not ours, is made again
     status, _, err = sample("--seeds", "0:4", "--resume", steps=3)
     assert status == 2
     assert "0.png was made with num_inference_steps 2, and now it is 3" in err
@@ -150,6 +160,18 @@ def test_a_killed_run_is_resumed(sample, tmp_path, monkeypatch):
         status, _, err = sample("--seeds", "0:4", "--resume", *changed)
         assert status == 2
         assert "0.png was made with" in err
+
+
+def test_what_was_made_with_other_settings_is_not_mixed_in(sample, monkeypatch):
+    sample("--seeds", "0", "--negative-prompt", "dark", "--guide", 0.2)
+    status, _, err = sample("--seeds", "0:2", "--resume", "--guide", 0.2)
+    assert status == 2
+    assert "0.png was made with negative_prompt 'dark', and now it is None" in err
+    today = cli_sample._guidance
+    monkeypatch.setattr(cli_sample, "_guidance", lambda *given: replace(today(*given), noise_window=(0.7, 0.2)))
+    status, _, err = sample("--seeds", "0:2", "--resume", "--negative-prompt", "dark", "--guide", 0.2)
+    assert status == 2
+    assert "0.png was made with guidance" in err
 
 
 def test_scores_of_two_judges_are_not_mixed(sample, tmp_path):
