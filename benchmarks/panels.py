@@ -11,7 +11,7 @@ from PIL import Image, ImageDraw, ImageFont
 FONT, LINE = ImageFont.load_default(12), 18
 INK, GRID = (30, 30, 30), (205, 205, 205)
 COLOURS = ((40, 90, 160), (200, 60, 40), (60, 140, 70), (150, 80, 160), (215, 150, 30), (90, 90, 90))
-LEFT, RIGHT, TOP, BOTTOM = 48, 30, 26, 24
+LEFT, RIGHT, TOP, BOTTOM = 48, 30, 26, 36
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,7 @@ def draw(pen: ImageDraw.ImageDraw, panel: Panel, box: tuple[int, int, int, int],
     for value in {low, 0.0, high}:
         pen.text((left - 8, up(value)), f"{value:+.3g}", INK, FONT, anchor="rm")
     for value, name in panel.ticks or [(x, f"{x:.3g}") for x in (start, start + width)]:
-        pen.text((across(value), bottom + 6), name, INK, FONT, anchor="mt")
+        pen.text((across(value), bottom + 6), name, INK, FONT, anchor="ma", align="center")
     for line in panel.lines:
         colour = COLOURS[line.colour]
         if not line.marks:

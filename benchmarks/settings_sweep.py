@@ -119,7 +119,7 @@ def plot(rows: Sequence[Mapping[str, Any]], names: Sequence[str], path: Path) ->
     panels = []
     for sweep in dict.fromkeys(row["sweep"] for row in rows):
         mine = [row for row in rows if row["sweep"] == sweep]
-        ticks = [(place, row["value"].replace(" to ", "-")) for place, row in enumerate(mine)]
+        ticks = [(place, row["value"].replace(" to ", "\n")) for place, row in enumerate(mine)]
         panels.append([Panel(f"{name}, by {sweep}", [line_of(mine, name)], ticks) for name in names])
     save_image(grid(panels), path)
 
