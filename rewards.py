@@ -8,6 +8,7 @@ photographs. Guidance differentiates the margin where there is one, so every wra
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
@@ -55,7 +56,7 @@ class WeightedSum:
         terms: pairs (reward, weight); a negative weight turns a reward into a penalty.
 
     Raises:
-        ValueError: no pair is given, or something that is no pair of a reward and a number.
+        ValueError: no pair is given, something that is no pair of a reward and a number, or no weight that counts.
 
     Example:
         >>> bright = WeightedSum((lambda x: x.mean((1, 2, 3)), 2.0), (lambda x: x.amax((1, 2, 3)), -0.5))
@@ -67,6 +68,9 @@ class WeightedSum:
         for term in terms or ((),):
             if not (isinstance(term, (tuple, list)) and len(term) == 2 and callable(term[0])):
                 raise ValueError(f"got {term!r}; expected pairs: WeightedSum((reward, 1.0), (other, 0.5)).")
+        weights = [weight for _, weight in terms]
+        if not all(map(math.isfinite, weights)) or not any(weights):
+            raise ValueError(f"got the weights {weights}; expected finite numbers, at least one of them not 0.")
         self.terms = terms
         self.inner = tuple(reward for reward, _ in terms)
 
@@ -93,7 +97,7 @@ class Attributes:
         weights: name -> weight; below 0 for less of it. The result is divided by the sum of their sizes.
 
     Raises:
-        ValueError: the model has no attributes, a name is not among them, or no weight is given.
+        ValueError: the model has no attributes, a name is not among them, no weight is given, or one is not finite.
 
     Example:
         >>> words = (("Sharp photo.", "Blurry photo."), ("Colorful photo.", "Dull photo."))
@@ -106,9 +110,9 @@ class Attributes:
         signs = _attributes_of(model)
         unknown = [name for name in weights if name not in signs]
         total = sum(abs(weight) for weight in weights.values())
-        if unknown or not total > 0:
+        if unknown or not 0 < total < math.inf:
             raise ValueError(
-                f"got the weights {dict(weights)}; expected at least one that is not 0, for names among"
+                f"got the weights {dict(weights)}; expected finite numbers, at least one that is not 0, for names among"
                 f" {', '.join(sorted(signs))}."
             )
         if not hasattr(model, "logits") and model.config.text_source == "random":

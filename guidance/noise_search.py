@@ -104,9 +104,9 @@ def optimize_noise(
         pipe: a diffusers text-to-image pipeline whose steps are differentiable; weights in full or half precision.
         reward: images (N, 3, H, W) in [0, 1] -> scores (N,), differentiable; its `margin` is used where it has one.
         iterations: at least 1.
-        learning_rate: of the descent; times `clip` it is the length of one step without momentum.
+        learning_rate: of the descent, above 0; times `clip` it is the length of one step without momentum.
         momentum: in [0, 1).
-        clip: largest norm of a gradient.
+        clip: largest norm of a gradient; inf for none.
         regularisation: weight of the norm's log density.
         seed: of the first noise, and of the noise that the sampler adds, which stays the same.
         guidance: with which the pictures are guided; its pushes count as constants.
@@ -120,7 +120,8 @@ def optimize_noise(
         forward passes. `redraw` makes one again.
 
     Raises:
-        ValueError: a bad argument; more than one prompt; a pipeline that starts from a picture; no gradient arrives.
+        ValueError: a bad argument; more than one prompt; a pipeline that starts from a picture; no gradient arrives,
+            or one that is not finite.
 
     Source:
         Eyring et al. (2024), "ReNO: Enhancing One-step Text-to-Image Models through Reward-based Noise Optimization",
@@ -130,6 +131,7 @@ def optimize_noise(
         raise ValueError(f"iterations is {iterations}; expected at least 1.")
     if guidance is not None and guidance.needs_graph:
         raise ValueError("got guidance with gradient='full', which uses up the graph; expected gradient='denoised'.")
+    _check_descent(learning_rate, momentum, clip, regularisation)
     with steered(pipe, guidance, pipe_kwargs), counted_rows(pipe) as rows:
         first = initial_noise(pipe, seed, pipe_kwargs)
         climb = functools.partial(noise_gradient, pipe, reward, seed=seed, decoder=decoder, given=pipe_kwargs)
@@ -137,8 +139,14 @@ def optimize_noise(
         descent = torch.optim.SGD([noise], learning_rate, momentum, nesterov=momentum > 0)
         margins: list[float] = []
         best = first
-        for _ in _progress(pipe)(range(iterations), desc="noise optimisation"):
+        for iteration in _progress(pipe)(range(1, iterations + 1), desc="noise optimisation"):
             margin, gradient = climb(noise.detach().to(first))
+            if not (math.isfinite(margin) and gradient.isfinite().all()):
+                raise ValueError(
+                    f"the margin of iteration {iteration} of {iterations} is {margin}, and NaN or infinite values in"
+                    f" its gradient are {int((~gradient.isfinite()).sum())}; expected finite numbers: look at the"
+                    " reward, run the pipeline in float32, or lower learning_rate."
+                )
             if not margins or margin > max(margins):
                 best = noise.detach().to(first).clone()
             margins.append(margin)
@@ -187,6 +195,17 @@ def noise_gradient(
             )
         (gradient,) = torch.autograd.grad(value, start)
     return value.item(), gradient.float()
+
+
+def _check_descent(learning_rate: float, momentum: float, clip: float, regularisation: float) -> None:
+    if not 0 < learning_rate < math.inf:
+        raise ValueError(f"learning_rate is {learning_rate}; expected a finite number above 0.")
+    if not 0 <= momentum < 1:
+        raise ValueError(f"momentum is {momentum}; expected at least 0 and less than 1.")
+    if not clip > 0:
+        raise ValueError(f"clip is {clip}; expected a number above 0.")
+    if not 0 <= regularisation < math.inf:
+        raise ValueError(f"regularisation is {regularisation}; expected a finite number, at least 0.")
 
 
 def _norm_gradient(noise: Tensor) -> Tensor:

@@ -102,7 +102,7 @@ def fk_steering(
         resampling; resampling is systematic, not multinomial; any stochastic solver, not DDIM alone.
     """
     seeds = tuple(range(particles)) if seeds is None else tuple(int(seed) for seed in seeds)
-    _check(particles, seeds, checkpoints, potential, resample_below, batch_size)
+    _check(particles, lambda_, seeds, checkpoints, potential, resample_below, batch_size)
     cloud = _Cloud(seeds, lambda_, potential)
     quiet = getattr(pipe, "_progress_bar_config", {}).get("disable", False)
     progress = functools.partial(tqdm, disable=quiet or None)
@@ -266,6 +266,7 @@ def _finished(
 
 def _check(
     particles: int,
+    lambda_: float,
     seeds: Sequence[int],
     checkpoints: Sequence[float],
     potential: str,
@@ -277,6 +278,8 @@ def _check(
             f"got {len(seeds)} seeds, {len(set(seeds))} of them different, for particles={particles}; expected at least"
             " 2 particles and a different seed for each."
         )
+    if not math.isfinite(lambda_):
+        raise ValueError(f"lambda_ is {lambda_}; expected a finite number.")
     shares = list(checkpoints)
     if not shares or any(not 0 < share < 1 for share in shares) or shares != sorted(set(shares)):
         raise ValueError(f"checkpoints are {tuple(shares)}; expected shares that rise, each between 0 and 1.")

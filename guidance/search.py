@@ -35,7 +35,7 @@ def best_of_n(
     seeds: Sequence[int] | None = None,
     batch_size: int = 1,
     top_k: int | None = None,
-    halving: Sequence[float] | bool = (),
+    halving: Sequence[float] | float | bool = (),
     decoder: Decoder | nn.Module | None = None,
     guidance: RewardGuidance | None = None,
     **pipe_kwargs: Any,
@@ -59,7 +59,8 @@ def best_of_n(
         top_k: keep the `top_k` best only (pictures, scores, seeds), to save memory; None keeps all.
         halving: shares of the evaluations of a run, rising in (0, 1). At each, the better half of the candidates still
             there (rounded up, at least `top_k`) goes on, by the score of its denoised prediction; the others are
-            dropped. What has been evaluated is never evaluated again. True for `HALVING`; none by default.
+            dropped. What has been evaluated is never evaluated again. One number is one share, True is `HALVING`; none by
+            default.
         decoder: with which predictions are looked at, see `decoders.find_decoder`; the pipeline's autoencoder by
             default, a tiny one is faster.
         guidance: with which the candidates are guided; `with guided(pipe, guidance):` around the call does the same.
@@ -154,8 +155,10 @@ def _halve(
     return states, dropped
 
 
-def _checked_shares(halving: Sequence[float] | bool, given: dict[str, Any]) -> tuple[float, ...]:
-    shares = (HALVING if halving else ()) if isinstance(halving, bool) else tuple(halving)
+def _checked_shares(halving: Sequence[float] | float | bool, given: dict[str, Any]) -> tuple[float, ...]:
+    if isinstance(halving, bool):
+        halving = HALVING if halving else ()
+    shares = (halving,) if isinstance(halving, (int, float)) else tuple(halving)
     if any(not 0 < share < 1 for share in shares) or list(shares) != sorted(set(shares)):
         raise ValueError(f"halving is {shares}; expected shares of the steps that rise, each between 0 and 1.")
     for name in ("callback_on_step_end", "callback"):

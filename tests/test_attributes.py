@@ -60,6 +60,8 @@ def test_attributes_of_bpclip_are_what_it_describes():
         (bpclip, {"sharpish": 1.0}, "for names among"),
         (bpclip, {}, "at least one that is not 0"),
         (clip, {"Good photo.": 0.0}, "at least one that is not 0"),
+        (clip, {"Good photo.": float("inf")}, "expected finite numbers"),
+        (clip, {"Good photo.": float("nan")}, "expected finite numbers"),
         (lambda: create_model("tiny", weights="random"), {"sharp": 1.0}, "has no attributes"),
         (lambda: create_model("bpclip-fr", weights="random", config=SMALL_FR), {"sharp": 1.0}, "without a reference"),
     ],

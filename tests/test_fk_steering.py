@@ -266,6 +266,8 @@ def test_steering_raises_the_reward():
         (PNDMScheduler, {"eta": 1.0}, "several stages in a step"),
         (DDIMScheduler, {"eta": 1.5}, "at most 1"),
         (DDIMScheduler, {"eta": 1.0, "particles": 1}, "at least 2 particles"),
+        (DDIMScheduler, {"eta": 1.0, "lambda_": float("nan")}, "lambda_ is nan; expected a finite number"),
+        (DDIMScheduler, {"eta": 1.0, "lambda_": float("inf")}, "lambda_ is inf"),
         (DDIMScheduler, {"eta": 1.0, "checkpoints": (0.5, 0.2)}, "shares that rise"),
         (DDIMScheduler, {"eta": 1.0, "potential": "sum"}, "expected 'difference' or 'max'"),
         (DDIMScheduler, {"eta": 1.0, "resample_below": 0}, "resample_below is 0"),

@@ -98,6 +98,7 @@ def test_batches_never_exceed_batch_size(monkeypatch):
     [
         ({"halving": (0.7, 0.4)}, "shares of the steps that rise"),
         ({"halving": (0.4, 1.0)}, "each between 0 and 1"),
+        ({"halving": 1.5}, r"halving is \(1.5,\); expected shares"),
         ({"halving": True, "callback_on_step_end": print}, "a callback would see steps that are left out"),
     ],
 )
@@ -105,6 +106,14 @@ def test_bad_arguments(changes, message):
     pipe, inputs = pipeline()
     with pytest.raises(ValueError, match=message):
         best_of_n(pipe, brightness, n=4, **changes, **inputs)
+
+
+def test_one_number_is_one_share():
+    pipe, inputs = pipeline()
+    one, share = (best_of_n(pipe, brightness, n=4, halving=halving, **inputs) for halving in (0.5, (0.5,)))
+    assert one.dropped == share.dropped
+    assert len(one.dropped) == 2
+    assert torch.equal(one.images, share.images)
 
 
 def test_a_broken_reward_leaves_the_pipeline_as_found():

@@ -184,6 +184,11 @@ def test_checkpointing_is_put_back():
         (zero_order_search, {"closeness": 1.0}, "closeness is 1.0"),
         (zero_order_search, {"latents": torch.zeros(1)}, "got latents="),
         (optimize_noise, {"iterations": 0}, "iterations is 0"),
+        (optimize_noise, {"learning_rate": math.nan}, "learning_rate is nan; expected a finite number above 0"),
+        (optimize_noise, {"learning_rate": math.inf}, "learning_rate is inf"),
+        (optimize_noise, {"momentum": math.nan}, "momentum is nan; expected at least 0 and less than 1"),
+        (optimize_noise, {"clip": math.nan}, "clip is nan; expected a number above 0"),
+        (optimize_noise, {"regularisation": math.nan}, "regularisation is nan; expected a finite number"),
         (optimize_noise, {"prompt": ["a", "b"]}, "prompt is a list of 2"),
         (optimize_noise, {"guidance": RewardGuidance(brightness, gradient="full")}, "uses up the graph"),
     ],
@@ -192,6 +197,37 @@ def test_bad_arguments(search, changes, message):
     pipe, inputs = few_steps("stable-diffusion")
     with pytest.raises(ValueError, match=message):
         search(pipe, brightness, **(inputs | changes))
+
+
+def test_a_gradient_that_is_not_finite_ends_the_search():
+    """The margins of `rooted` are finite and its gradients are not; those of `falls` are NaN from the third on."""
+    pipe, inputs = few_steps("stable-diffusion", 1)
+    calls = []
+
+    def rooted(images):
+        calls.append(1)
+        return brightness(images) + (images - images).square().sum((1, 2, 3)).sqrt()  # 0, whose derivative is NaN
+
+    with pytest.raises(
+        ValueError, match=r"the margin of iteration 1 of 9 is 0\.\d+, and NaN or .* gradient are \d\d+;"
+    ):
+        optimize_noise(pipe, rooted, iterations=9, **inputs)
+    assert len(calls) == 1
+
+    def falls(images):
+        calls.append(1)
+        return brightness(images) * (torch.nan if len(calls) == 4 else 1)
+
+    with pytest.raises(ValueError, match="the margin of iteration 3 of 9 is nan"):
+        optimize_noise(pipe, falls, iterations=9, **inputs)
+    assert len(calls) == 4
+    assert not pipe.unet.is_gradient_checkpointing
+
+
+def test_a_clip_of_infinity_is_none():
+    pipe, inputs = few_steps("stable-diffusion", 1)
+    ranking = optimize_noise(pipe, brightness, iterations=2, clip=math.inf, **inputs)
+    assert all(math.isfinite(margin) for margin in ranking.log)
 
 
 def test_what_has_no_noise_or_no_gradient_is_refused():

@@ -1,5 +1,7 @@
 """Combining rewards: sums are linear, crops and resizing keep the gradient, and a picture keeps its score."""
 
+import math
+
 import pytest
 import torch
 
@@ -47,6 +49,14 @@ def test_weighted_sums_nest(images):
 def test_weighted_sum_wants_pairs(terms):
     with pytest.raises(ValueError, match=r"expected pairs: WeightedSum\(\(reward, 1.0\)"):
         WeightedSum(*terms)
+
+
+@pytest.mark.parametrize("weights", [(math.nan,), (1.0, math.inf), (0.0,), (0, 0.0)])
+def test_weighted_sum_wants_weights_that_count(weights):
+    with pytest.raises(
+        ValueError, match=r"got the weights \[.*\]; expected finite numbers, at least one of them not 0"
+    ):
+        WeightedSum(*((mean, weight) for weight in weights))
 
 
 @pytest.mark.parametrize(
