@@ -59,8 +59,8 @@ def best_of_n(
         top_k: keep the `top_k` best only (pictures, scores, seeds), to save memory; None keeps all.
         halving: shares of the evaluations of a run, rising in (0, 1). At each, the better half of the candidates still
             there (rounded up, at least `top_k`) goes on, by the score of its denoised prediction; the others are
-            dropped. What has been evaluated is never evaluated again. One number is one share, True is `HALVING`; none by
-            default.
+            dropped. What has been evaluated is never evaluated again. One number is one share, True is `HALVING`; none
+            by default.
         decoder: with which predictions are looked at, see `decoders.find_decoder`; the pipeline's autoencoder by
             default, a tiny one is faster.
         guidance: with which the candidates are guided; `with guided(pipe, guidance):` around the call does the same.

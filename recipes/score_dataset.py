@@ -19,8 +19,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path)
     parser.add_argument("table", type=Path)
-    args = parser.parse_args(arguments)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    args, device = parser.parse_args(arguments), "cuda" if torch.cuda.is_available() else "cpu"
     model, read = iqguide.create_model("tiny", device=device), []
 
     def images():
@@ -31,9 +30,10 @@ def main(arguments: list[str] | None = None) -> None:
             except ImageError as error:
                 print(error, file=sys.stderr)
 
-    with torch.inference_mode(), args.table.open("w", newline="") as file:
-        scores = torch.cat([model(torch.cat(batch).to(device)) for batch in equal_sized(images(), 16)])
-        csv.writer(file).writerows([("path", "score"), *zip(read, scores.tolist(), strict=True)])
+    if not (scores := [model(torch.cat(batch).to(device)) for batch in equal_sized(images(), 16)]):
+        parser.error(f"{args.folder} holds no picture that can be read; expected a folder of pictures.")
+    with args.table.open("w", newline="") as file:
+        csv.writer(file).writerows([("path", "score"), *zip(read, torch.cat(scores).tolist(), strict=True)])
 
 
 if __name__ == "__main__":

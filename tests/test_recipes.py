@@ -416,13 +416,13 @@ def test_attribute_guidance_follows_the_sign(tmp_path, recipe, tiny_sd):
 
 
 def test_multi_gpu_sweep_draws_what_is_missing(tmp_path, recipe, tiny_sd, capsys):
-    (tmp_path / "prompts.txt").write_text("dark\nbright\n")
-    (tmp_path / "sweep").mkdir()
+    (tmp_path / "prompts.txt").write_text("dark\n \nbright\n\n")  # lines without words are no prompts
     arguments = [str(tmp_path / "prompts.txt"), "--pipeline", str(tiny_sd), "-n", "2", "--steps", "3"]
-    for made in (["00000.png", "00001.png"], ["00001.png"]):
-        recipe("multi_gpu_sweep").main([*arguments, "--out", str(tmp_path / "sweep")])
+    for made in (["00000.png", "00002.png"], ["00002.png"]):
+        recipe("multi_gpu_sweep").main([*arguments, "--out", str(tmp_path / "new" / "sweep")])
         assert re.findall(r"0000\d\.png", capsys.readouterr().out) == made
-        (tmp_path / "sweep" / "00001.png").unlink()
+        assert len(list((tmp_path / "new" / "sweep").iterdir())) == 2
+        (tmp_path / "new" / "sweep" / "00002.png").unlink()
 
 
 def test_score_dataset_writes_a_table(tmp_path, recipe, capsys):
@@ -437,6 +437,18 @@ def test_score_dataset_writes_a_table(tmp_path, recipe, capsys):
         expected = create_model("tiny")(load_images(tmp_path / "c.jpg", size=512)).item()
     assert float(rows[1][1]) == pytest.approx(expected, abs=1e-5)
     assert "b.jpg" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("broken", [0, 1])
+def test_score_dataset_without_pictures_leaves_the_table_alone(tmp_path, recipe, capsys, broken):
+    (tmp_path / "photos").mkdir()
+    for number in range(broken):
+        (tmp_path / "photos" / f"{number}.jpg").write_text("no picture")
+    (tmp_path / "scores.csv").write_text("what there was")
+    with pytest.raises(SystemExit):
+        recipe("score_dataset").main([str(tmp_path / "photos"), str(tmp_path / "scores.csv")])
+    assert "photos holds no picture that can be read" in capsys.readouterr().err
+    assert (tmp_path / "scores.csv").read_text() == "what there was"
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
