@@ -112,7 +112,7 @@ class Patch:
     def around_sampling(self, executor: Any, *args: Any, **kwargs: Any) -> Any:
         """OUTER_SAMPLE wrapper: begin a run, and say so if guidance never did anything."""
         guider, sigmas = executor.class_obj, args[3]
-        if len(kwargs.get("latent_shapes") or ()) > 1:
+        if self.guidance.scale != 0 and len(kwargs.get("latent_shapes") or ()) > 1:
             raise ValueError(
                 "this model packs sound and pictures into one latent, which guidance cannot decode; take the quality "
                 "guidance off its MODEL."
@@ -159,18 +159,22 @@ class Patch:
         """Post-CFG function: the guided prediction, or the very same tensor where nothing is to be done."""
         denoised = args["denoised"]
         comfy.model_management.throw_exception_if_processing_interrupted()
+        if self.guidance.scale == 0:  # off: nothing is asked of the latents, only the log is written
+            return denoised if self._run is None else self._run(denoised, self._ratio(args))
         if self._run is None:
             raise RuntimeError("guidance was called outside a sampling; use this MODEL with a sampler node.")
         if denoised.ndim not in (4, 5):
             raise ValueError(f"latents have shape {tuple(denoised.shape)}; guidance needs those of pictures or video.")
         frames = denoised.movedim(2, 1).flatten(0, 1) if denoised.ndim == 5 else denoised
-        ratio = ratio_at(self._sampling, float(args["sigma"].flatten()[0]))
-        guided = self._run(frames, ratio, noise_stays=self._is_plus_plus(args["model_options"]))
+        guided = self._run(frames, self._ratio(args), noise_stays=self._is_plus_plus(args["model_options"]))
         if guided is frames:
             return denoised
         if denoised.ndim == 5:
             return guided.unflatten(0, (denoised.shape[0], denoised.shape[2])).movedim(1, 2)
         return guided
+
+    def _ratio(self, args: dict[str, Any]) -> float:
+        return ratio_at(self._sampling, float(args["sigma"].flatten()[0]))
 
     def _is_plus_plus(self, model_options: dict[str, Any]) -> bool:
         """Whether the sampler looks at the unguided prediction: CFG++ samplers add a post-CFG function of their own."""
@@ -178,7 +182,7 @@ class Patch:
         return any(function not in self._own_functions for function in functions)
 
     def _with_window(self) -> RewardGuidance:
-        if self.percent is None:
+        if self.percent is None or self.guidance.scale == 0:
             return self.guidance
         low, high = LEVELS
         sigmas = [float(self._sampling.percent_to_sigma(percent)) for percent in self.percent]

@@ -347,6 +347,40 @@ def test_sound_and_picture_in_one_latent_are_refused(tiny, comfy_adapter, kinds)
         guider.sample(latent, latent, comfy.samplers.sampler_object("euler"), torch.tensor([1.0, 0.0]))
 
 
+def test_strength_zero_asks_nothing_of_the_latents(tiny, comfy_adapter, kinds):
+    """Of sound and pictures in one, and of sound alone: the sampling goes as without the node, and is logged."""
+    import comfy.nested_tensor
+    import comfy.samplers
+
+    model, channels, _ = kinds["v"]
+    patched = guided(comfy_adapter, model, None, scale=0.0)
+    (patch,) = comfy_adapter.patches_of(patched)
+
+    def sampled(each, latent, step):
+        guider = comfy.samplers.CFGGuider(each)
+        guider.set_conds(tiny.conditioning(), tiny.conditioning())
+        noise = latent if latent.is_nested else torch.ones_like(latent)
+        with torch.inference_mode():
+            return guider.sample(noise, latent, comfy.samplers.KSAMPLER(step), torch.tensor([1.0, 0.5, 0.0]))
+
+    def of_sound(network, x, sigmas, callback=None, disable=None, extra_args=None):
+        """Sampling without the network, which knows pictures alone; what it would have predicted is shown as ever."""
+        for sigma in sigmas[:-1]:
+            options = extra_args["model_options"]
+            for function in options.get("sampler_post_cfg_function", []):
+                x = function({"denoised": 0.5 * x, "sigma": sigma[None], "model_options": options})
+        return x
+
+    packed = comfy.nested_tensor.NestedTensor([torch.ones(1, channels, 8, 8), torch.ones(1, 8, 4)])
+    for latent in (packed, torch.ones(1, 64, 100)):
+        found = sampled(patched, latent, of_sound)
+        parts = found.unbind() if found.is_nested else [found]
+        assert all(part.isfinite().all() for part in parts)
+        assert [entry.skipped for entry in patch.log] == ["the scale is 0"] * 2
+    alone = torch.ones(1, 64, 100)
+    assert patch.guide({"denoised": alone}) is alone  # also where no sampler node samples
+
+
 def test_latents_without_pictures_are_refused(tiny, comfy_adapter, kinds):
     model, _, vae = kinds["v"]
     patched = guided(comfy_adapter, model, vae)
