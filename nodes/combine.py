@@ -14,13 +14,15 @@ def combine(
     """Two models as one.
 
     Raises:
-        ValueError: a model compares with a reference, or a sum has a part that only ranks.
+        ValueError: a model compares with a reference, or a sum has a part that only ranks or no weight at all.
     """
     if first.full_reference or second.full_reference:
         raise ValueError("a model that compares with a reference cannot be combined; use it alone.")
     name = f"{way} of {first.name} and {second.name}"
     if way == "mean rank":
         return QualityModel(name, members=(first, second))
+    if not (first_weight or second_weight):
+        raise ValueError("both weights are 0, so every picture would score 0; set first_weight or second_weight.")
     terms = ((first.reward_for(), first_weight), (second.reward_for(), second_weight))
     return QualityModel(name, WeightedSum(*terms), (*first.patchers, *second.patchers))
 

@@ -19,7 +19,7 @@ def pick_latents(latents: Mapping[str, Any], indices: Sequence[int], count: int)
         count: how many pictures were ranked.
 
     Raises:
-        ValueError: the latents are not one per picture, or are packed from several.
+        ValueError: the latents or their `batch_index` are not one per picture, or are packed from several.
     """
     samples = latents["samples"]
     if getattr(samples, "is_nested", False):
@@ -28,6 +28,11 @@ def pick_latents(latents: Mapping[str, Any], indices: Sequence[int], count: int)
         raise ValueError(f"got {len(samples)} latents for {count} pictures; expected one for each.")
     picked = {**latents, "samples": samples[list(indices)]}
     numbers = latents.get("batch_index", range(count))
+    if len(numbers) < count:
+        raise ValueError(
+            f"the batch_index of these latents has {len(numbers)} numbers for {count} latents; expected one for each; "
+            "check the node that made them."
+        )
     picked["batch_index"] = [numbers[index] for index in indices]
     if latents.get("noise_mask") is not None:
         picked["noise_mask"] = pick_masks(latents["noise_mask"], indices, count)
@@ -36,6 +41,8 @@ def pick_latents(latents: Mapping[str, Any], indices: Sequence[int], count: int)
 
 def pick_masks(masks: Tensor, indices: Sequence[int], count: int) -> Tensor:
     """Masks of some samples; fewer masks than samples repeat from the first, as ComfyUI has it, and one serves all."""
+    if len(masks) == 0:
+        raise ValueError(f"got no masks for {count} pictures; connect at least one, or nothing.")
     if len(masks) == 1:
         return masks.clone()
     if len(masks) > count:

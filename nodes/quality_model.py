@@ -91,8 +91,10 @@ def score_images(
         (N,) float32 on the CPU; higher is better.
 
     Raises:
-        ValueError: a picture or a score is not a number, or the model needs a reference.
+        ValueError: there is no picture, a picture or a score is not a number, or the model needs a reference.
     """
+    if len(images) == 0:
+        raise ValueError("got a batch of no pictures; expected one or more; check the node that made it.")
     if model.members:
         parts = [score_images(each, images, batch_size=batch_size, reference=reference) for each in model.members]
         return mean_rank(*parts)

@@ -12,6 +12,7 @@ from comfy_api.latest import io, ui
 from torch import Tensor
 
 from ..images import save_image
+from .naming import picture_names, table_name
 from .quality_model import IQ_MODEL, QualityModel, score_images, to_pictures
 from .text import show, summary
 
@@ -82,12 +83,11 @@ class ScoreAndSave(io.ComfyNode):
         folder, name, counter, subfolder, _ = folder_paths.get_save_image_path(
             filename_prefix, folder_paths.get_output_directory(), width, height
         )
-        rows = []
-        for number, (picture, score) in enumerate(zip(to_pictures(images), scores, strict=True), counter):
-            file = f"{name}_{number:05}_.png"
+        names, rows = picture_names(folder, name, counter, len(scores)), []
+        for file, picture, score in zip(names, to_pictures(images), scores, strict=True):
             save_image(picture, os.path.join(folder, file), cls._metadata(quality_model.name, score))
             rows.append({"file": file, "score": score, "model": quality_model.name})
-        append_rows(os.path.join(folder, f"{name}.csv"), rows)
+        append_rows(os.path.join(folder, table_name(name)), rows)
         show(cls, summary(scores))
         saved = [ui.SavedResult(row["file"], subfolder, io.FolderType.output) for row in rows]
         return io.NodeOutput(scores, ui=ui.SavedImages(saved))

@@ -1,5 +1,7 @@
 """Attributes typed by a user: antonym pairs with weights. Knows no host."""
 
+import math
+
 EXAMPLE = "Sharp photo. / Blurry photo.\nColorful photo. / Dull photo. = 0.5"
 
 
@@ -19,6 +21,8 @@ def parse_attributes(text: str) -> tuple[list[tuple[str, str]], list[float]]:
             weights.append(float(weight) if weight else 1.0)
         except ValueError as error:
             raise ValueError(f"the weight in {line!r} is no number; expected for example: {EXAMPLE!r}.") from error
+        if not math.isfinite(weights[-1]):
+            raise ValueError(f"the weight in {line!r} is not finite; expected for example: {EXAMPLE!r}.")
         if not (wanted and slash and unwanted) or "/" in unwanted:
             raise ValueError(f"got {line!r}; expected wanted / unwanted, for example: {EXAMPLE!r}.")
         pairs.append((wanted, unwanted))
