@@ -1,8 +1,12 @@
-"""A line plot drawn with Pillow: matplotlib is not a part of ComfyUI. Knows no host."""
+"""The log of a guidance as a plot drawn with Pillow, for matplotlib is not a part of ComfyUI. Knows no host."""
 
+import math
 from collections.abc import Sequence
+from typing import Any
 
 from PIL import Image, ImageDraw
+
+from ..guidance import Evaluation
 
 Series = tuple[str, tuple[int, int, int], Sequence[tuple[float, float]]]
 """Name, colour, points (x, y)."""
@@ -11,17 +15,61 @@ WIDTH, HEIGHT, MARGIN = 640, 240, 44
 BLUE, ORANGE, GREY = (37, 99, 235), (217, 119, 6), (200, 200, 200)
 
 
+def draw_log(log: Sequence[Evaluation]) -> Image.Image:
+    """Score before and after, and size of the changes, over the noise level."""
+    scored = [entry for entry in log if entry.score_before]
+    changed = [entry for entry in log if entry.change]
+    levels = [entry.noise_level for entry in log]
+    x_range = (max(levels), min(levels))
+    before = [(entry.noise_level, _mean(entry.score_before)) for entry in scored]
+    after = [(entry.noise_level, _mean(entry.score_after)) for entry in scored if entry.score_after]
+    size = [(entry.noise_level, _mean(entry.change)) for entry in changed]
+    drift = [(entry.noise_level, _mean(entry.drift)) for entry in changed]
+    plots = (
+        line_plot("score over noise level", [("after", ORANGE, after), ("before", BLUE, before)], x_range),
+        line_plot("rms change over noise level", [("all so far", ORANGE, drift), ("this step", BLUE, size)], x_range),
+    )
+    return above_each_other(plots)
+
+
+def _mean(values: Sequence[float]) -> float:
+    """Of the samples that have a value: one of a batch may be NaN at every step."""
+    finite = [value for value in values if math.isfinite(value)]
+    return sum(finite) / len(finite) if finite else math.nan
+
+
+def without_nan(entry: dict[str, Any]) -> dict[str, Any]:
+    """An evaluation as a dictionary with None for what is not finite: JSON has no NaN."""
+
+    def known(value: Any) -> Any:
+        if isinstance(value, tuple):
+            return [known(each) for each in value]
+        return None if isinstance(value, float) and not math.isfinite(value) else value
+
+    return {name: known(value) for name, value in entry.items()}
+
+
+def notice(text: str) -> Image.Image:
+    """A line of text where there is nothing to plot."""
+    picture = Image.new("RGB", (WIDTH, 2 * MARGIN), "white")
+    ImageDraw.Draw(picture).text((MARGIN, MARGIN - 6), text, fill="black")
+    return picture
+
+
 def line_plot(title: str, series: Sequence[Series], x_range: tuple[float, float]) -> Image.Image:
     """Lines in one frame with a title, the ends of both axes and the names of the lines.
 
     Args:
         title: above the frame.
-        series: the lines; x from left to right as in `x_range`.
+        series: the lines; x from left to right as in `x_range`. Points that are not finite are left out.
         x_range: value at the left and at the right edge; may fall.
 
     Returns:
         An RGB picture of WIDTH x HEIGHT.
     """
+    series = [
+        (name, colour, [point for point in points if all(map(math.isfinite, point))]) for name, colour, points in series
+    ]
     picture = Image.new("RGB", (WIDTH, HEIGHT), "white")
     draw = ImageDraw.Draw(picture)
     values = [y for _, _, points in series for _, y in points] or [0.0]

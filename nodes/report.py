@@ -7,34 +7,11 @@ from typing import Any
 import torch
 from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import io, ui
-from torch import Tensor
 
-from ..guidance import Evaluation
 from ..guidance.comfy import patches_of
 from ..images import to_tensor
-from .plot import BLUE, ORANGE, above_each_other, line_plot
+from .plot import draw_log, notice, without_nan
 from .text import show
-
-
-def draw_log(log: list[Evaluation]) -> Tensor:
-    """Score before and after, and size of the changes, over the noise level; an IMAGE (1, H, W, 3)."""
-    scored = [entry for entry in log if entry.score_before]
-    changed = [entry for entry in log if entry.change]
-    levels = [entry.noise_level for entry in log]
-    x_range = (max(levels), min(levels))
-    before = [(entry.noise_level, _mean(entry.score_before)) for entry in scored]
-    after = [(entry.noise_level, _mean(entry.score_after)) for entry in scored if entry.score_after]
-    size = [(entry.noise_level, _mean(entry.change)) for entry in changed]
-    drift = [(entry.noise_level, _mean(entry.drift)) for entry in changed]
-    plots = (
-        line_plot("score over noise level", [("after", ORANGE, after), ("before", BLUE, before)], x_range),
-        line_plot("rms change over noise level", [("all so far", ORANGE, drift), ("this step", BLUE, size)], x_range),
-    )
-    return to_tensor(above_each_other(plots)).movedim(1, -1)
-
-
-def _mean(values: tuple[float, ...]) -> float:
-    return sum(values) / len(values)
 
 
 class GuidanceReport(io.ComfyNode):
@@ -71,12 +48,21 @@ class GuidanceReport(io.ComfyNode):
         """Report."""
         patches = patches_of(model)
         if not patches:
-            raise ValueError("this MODEL has no guidance; connect the output of Quality Guidance.")
+            return cls._unguided()
         logs = [patch.log for patch in patches]
         if not all(logs):
             raise ValueError("this MODEL has not sampled yet; connect after to the output of the sampler that uses it.")
         changed = [sum(entry.skipped is None for entry in log) for log in logs]
         show(cls, "; ".join(f"changed {count} of {len(log)} steps" for count, log in zip(changed, logs, strict=True)))
-        plots = torch.cat([draw_log(log) for log in logs])
-        text = json.dumps([[asdict(entry) for entry in log] for log in logs], indent=1)
+        plots = torch.cat([to_tensor(draw_log(log)).movedim(1, -1) for log in logs])
+        entries = [[without_nan(asdict(entry)) for entry in log] for log in logs]
+        text = json.dumps(entries, indent=1, allow_nan=False)
         return io.NodeOutput(plots, text, ui=ui.PreviewImage(plots, cls=cls))
+
+    @classmethod
+    def _unguided(cls) -> io.NodeOutput:
+        """Of a MODEL whose Quality Guidance is bypassed, for comparison: an error would stop the whole prompt."""
+        text = "no guidance on this MODEL"
+        show(cls, text)
+        picture = to_tensor(notice(text)).movedim(1, -1)
+        return io.NodeOutput(picture, "[]", ui=ui.PreviewImage(picture, cls=cls))
