@@ -11,7 +11,7 @@ from ..guidance import RewardGuidance
 from ..guidance.comfy import patch_model
 from ..models.adjectives import read_pairs
 from ..rewards import Attributes, Resize
-from .load import DEFAULT, FOLDER, load_quality_model
+from .load import DEFAULT, FOLDER, load_quality_model, time_of
 from .quality_model import QualityModel
 from .steering import steering_inputs, window_problem
 from .words import EXAMPLE, parse_attributes
@@ -103,11 +103,19 @@ class AttributeGuidance(io.ComfyNode):
         )
 
     @classmethod
+    def fingerprint_inputs(cls, weights: str | None = DEFAULT, **inputs: Any) -> float:
+        """Load again when the file has changed."""
+        return time_of(weights)
+
+    @classmethod
     def validate_inputs(
-        cls, attributes: str = EXAMPLE, start_percent: float = 0.0, end_percent: float = 1.0, **inputs: Any
+        cls, attributes: str | None = None, start_percent: float | None = None, end_percent: float | None = None
     ) -> bool | str:
-        """The attributes can be read, and the window is not empty."""
-        if attributes.strip() or not any(inputs.get(dimension) for dimension in DIMENSIONS):
+        """The attributes can be read, and the window is not empty; what is linked is None.
+
+        ComfyUI checks itself what is not named here, and marks everything that is for one mistake: no dimensions.
+        """
+        if attributes is not None and attributes.strip():
             try:
                 parse_attributes(attributes)
             except ValueError as error:

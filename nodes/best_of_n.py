@@ -107,8 +107,10 @@ class BestOfNSampler(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, drop_at: str = DEFAULT_SHARES, **inputs: object) -> bool | str:
-        """The shares can be read."""
+    def validate_inputs(cls, drop_at: str | None = None) -> bool | str:
+        """The shares can be read. ComfyUI checks itself what is not named here; what is linked is None."""
+        if drop_at is None:
+            return True
         try:
             parse_shares(drop_at)
         except ValueError as error:

@@ -74,8 +74,8 @@ class QualityGuidance(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, start_percent: float = 0.0, end_percent: float = 1.0, **inputs: object) -> bool | str:
-        """The window must not be empty."""
+    def validate_inputs(cls, start_percent: float | None = None, end_percent: float | None = None) -> bool | str:
+        """The window must not be empty. ComfyUI checks itself what is not named here; what is linked is None."""
         return window_problem(start_percent, end_percent) or True
 
     @classmethod

@@ -25,6 +25,13 @@ def add_model_folder() -> None:
     folder_paths.folder_names_and_paths[FOLDER] = (list(dict.fromkeys([*known, own])), extensions)
 
 
+def time_of(weights: str | None) -> float:
+    """When a file of models/iqa was changed; 0 for the default weights, and for a name that is linked (None)."""
+    if weights in (None, DEFAULT):
+        return 0.0
+    return os.path.getmtime(folder_paths.get_full_path_or_raise(FOLDER, weights))
+
+
 def load_quality_model(
     name: str, weights: str, precision: str, resize: bool, download: bool, **options: Any
 ) -> QualityModel:
@@ -104,9 +111,9 @@ class LoadQualityModel(io.ComfyNode):
         )
 
     @classmethod
-    def fingerprint_inputs(cls, weights: str = DEFAULT, **inputs: object) -> float:
+    def fingerprint_inputs(cls, weights: str | None = DEFAULT, **inputs: object) -> float:
         """Load again when the file has changed."""
-        return 0.0 if weights == DEFAULT else os.path.getmtime(folder_paths.get_full_path_or_raise(FOLDER, weights))
+        return time_of(weights)
 
     @classmethod
     def execute(cls, model: str, weights: str, download: bool, precision: str, resize: bool) -> io.NodeOutput:

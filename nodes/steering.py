@@ -43,8 +43,11 @@ def steering_inputs() -> list[io.Input]:
     ]
 
 
-def window_problem(start_percent: float, end_percent: float) -> str | None:
-    """What is wrong with a window, in one sentence; None for nothing."""
-    if start_percent < end_percent:
+def window_problem(start_percent: float | None, end_percent: float | None) -> str | None:
+    """What is wrong with a window, in one sentence; None for nothing. An end that is linked, None, is not known yet."""
+    for name, percent in (("start_percent", start_percent), ("end_percent", end_percent)):
+        if percent is not None and not 0 <= percent <= 1:  # ComfyUI leaves the limits of what is validated to us
+            return f"{name} is {percent}; expected 0 to 1."
+    if start_percent is None or end_percent is None or start_percent < end_percent:
         return None
     return f"start_percent is {start_percent} and end_percent {end_percent}; start must be below end."

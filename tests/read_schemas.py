@@ -4,6 +4,7 @@ A program of its own, so that neither leaves its modules in the process of the t
 """
 
 import asyncio
+import inspect
 import json
 import os
 import sys
@@ -38,7 +39,10 @@ def use_comfyui():
     import utils.extra_config  # noqa: F401 - before the `nodes` of older versions hide it, as in ComfyUI's main.py
 
 
-def as_plain(schema):
+def as_plain(node):
+    schema = node.define_schema()
+    check = inspect.getfullargspec(vars(node)["validate_inputs"].__func__) if "validate_inputs" in vars(node) else None
+
     def of(each):
         found = {"id": each.id, "type": each.get_io_type()}
         found |= {key: value for key, value in each.as_dict().items() if value is not None}
@@ -56,6 +60,8 @@ def as_plain(schema):
         "description": schema.description,
         "search_aliases": schema.search_aliases,
         "is_output_node": schema.is_output_node,
+        "validates": check.args[1:] if check else [],
+        "validates_any": check is not None and check.varkw is not None,
         "hidden": [hidden.value for hidden in schema.hidden],
         "inputs": [
             {k: v for k, v in of(each).items() if k not in ("multiselect", "multiline")} for each in schema.inputs
@@ -70,7 +76,7 @@ async def main():
     extension = await iqguide.comfy_entrypoint()
     await extension.on_load()
     nodes = await extension.get_node_list()
-    return [as_plain(node.define_schema()) for node in nodes]
+    return [as_plain(node) for node in nodes]
 
 
 if __name__ == "__main__":

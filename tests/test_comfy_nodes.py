@@ -193,6 +193,41 @@ def test_saved_pictures_hold_their_scores(pack, brightness, monkeypatch, tmp_pat
     ]
 
 
+def test_the_place_in_the_batch_is_in_the_file_names(pack, brightness, monkeypatch, tmp_path):
+    import folder_paths
+    from comfy_api.latest import ui
+
+    monkeypatch.setattr(folder_paths, "output_directory", str(tmp_path))
+    hidden = type("H", (), {"prompt": None, "extra_pnginfo": None, "unique_id": None})
+    monkeypatch.setattr(pack.ScoreAndSave, "hidden", hidden)
+    images = levels(0.2, 0.8)
+    run(pack.ScoreAndSave, brightness, images, "ours/p%batch_num%_%width%", 8)
+    ui.ImageSaveHelper.get_save_images_ui(images, "theirs/p%batch_num%_%width%", cls=None)
+    ours, theirs = (sorted(file.name for file in (tmp_path / name).glob("*.png")) for name in ("ours", "theirs"))
+    assert ours == theirs == ["p0_48_00001_.png", "p1_48_00002_.png"]
+    run(pack.ScoreAndSave, brightness, images, "ours/p%batch_num%_%width%", 8)
+    assert len(list((tmp_path / "ours").glob("*.png"))) == 4  # the first two are still there
+    with open(tmp_path / "ours" / "p_48.csv", newline="") as file:
+        rows = [row["file"] for row in csv.DictReader(file)]
+    assert rows[:2] == ours
+    assert len(set(rows)) == 4
+
+
+def test_a_batch_without_pictures_is_refused_and_nothing_is_written(pack, brightness, monkeypatch, tmp_path):
+    import folder_paths
+
+    monkeypatch.setattr(folder_paths, "output_directory", str(tmp_path))
+    nothing = torch.zeros(0, 40, 48, 3)
+    for node, settings in (
+        (pack.ScoreImages, (8,)),
+        (pack.RankImages, (1, -1000.0, 8)),
+        (pack.ScoreAndSave, ("test", 8)),
+    ):
+        with pytest.raises(ValueError, match="a batch of no pictures"):
+            run(node, brightness, nothing, *settings)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_guidance_and_its_report(pack, quality, tiny):
     model, vae = tiny.v_model(), tiny.taesd_vae()
     settings = (0.3, 0.0, 0.95, "auto", 0, 1, 1, 0.5)
@@ -212,11 +247,28 @@ def test_guidance_and_its_report(pack, quality, tiny):
 
 def test_a_report_says_what_is_missing(pack, quality, tiny):
     model, vae = tiny.v_model(), tiny.taesd_vae()
-    with pytest.raises(ValueError, match="has no guidance"):
-        run(pack.GuidanceReport, model, None)
+    plot, log = run(pack.GuidanceReport, model, None)  # Quality Guidance is bypassed: the workflow is to go on
+    assert (plot.ndim, plot.shape[0], plot.shape[-1]) == (4, 1, 3)
+    assert plot.std() > 0.01
+    assert log == "[]"
     (patched,) = run(pack.QualityGuidance, model, quality, 0.3, 0.2, 0.9, "auto", 0, 1, 1, 0.5, vae)
     with pytest.raises(ValueError, match="has not sampled yet"):
         run(pack.GuidanceReport, patched, None)
+
+
+def test_a_report_of_scores_that_are_no_numbers(pack, quality, tiny):
+    model, vae = tiny.v_model(), tiny.taesd_vae()
+    (patched,) = run(pack.QualityGuidance, model, quality, 0.3, 0.0, 0.95, "auto", 0, 1, 1, 0.5, vae)
+    reward = patched.get_attachment("iqguide")[0].guidance.reward
+    with pytest.MonkeyPatch.context() as patch:
+        margin = type(reward).margin
+        patch.setattr(type(reward), "margin", lambda self, images: margin(self, images) * math.nan)
+        after = tiny.sample(patched, 4)
+    plot, log = run(pack.GuidanceReport, patched, after)
+    assert plot.isfinite().all()
+    scores = [entry["score_before"] for entry in json.loads(log)[0] if entry["score_before"]]
+    assert scores
+    assert all(score == [None] for score in scores)
 
 
 def test_an_empty_window_is_refused_before_the_run(pack):
@@ -281,9 +333,9 @@ def test_dimensions_guide(pack, tiny, monkeypatch):
     check_steered(run(pack.AttributeGuidance, model, *settings, sharpness=1.0, noise=-0.5, colour=0.0)[0], pack, tiny)
     with pytest.raises(ValueError, match=r"got pairs and dimensions \(noise\)"):
         run(pack.AttributeGuidance, model, "Sharp / Blurry", *settings[1:], noise=0.5)
-    check = pack.AttributeGuidance.validate_inputs
-    assert check(attributes="", noise=-1.0) is True
-    assert "there are no attributes with a weight" in check(attributes="", noise=0.0)
+    assert pack.AttributeGuidance.validate_inputs(attributes="") is True
+    with pytest.raises(ValueError, match="there are no attributes with a weight"):
+        run(pack.AttributeGuidance, model, *settings, noise=0.0)
 
 
 def test_dimensions_without_weights_say_what_is_missing(pack, tiny, monkeypatch, tmp_path):
@@ -365,3 +417,88 @@ def test_unfinished_candidates_are_seen_through_a_tiny_decoder(pack, brightness,
 def test_where_to_drop_is_checked_before_the_run(pack):
     assert pack.BestOfNSampler.validate_inputs(drop_at="") is True
     assert "expected numbers" in pack.BestOfNSampler.validate_inputs(drop_at="0.7, 0.4")
+
+
+SENT = ("MODEL", "IQ_MODEL", "CONDITIONING", "LATENT", "VAE")
+
+
+class Everything:
+    """Stands in for loaders, prompts and samplers where a prompt is only validated."""
+
+    RETURN_TYPES = SENT
+    FUNCTION = "make"
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {"required": {}}
+
+
+@pytest.fixture
+def problems(pack, monkeypatch):
+    """What ComfyUI says of a prompt with one of our nodes: (names of its inputs, kinds of their problems)."""
+    import asyncio
+
+    import execution
+    from comfy_extras import nodes_primitive
+
+    import nodes
+
+    known = {each.define_schema().node_id: each for each in (nodes_primitive.Float, nodes_primitive.String)}
+    ours = (pack.QualityGuidance, pack.AttributeGuidance, pack.BestOfNSampler, pack.GuidanceReport)
+    known |= {each.define_schema().node_id: each for each in ours} | {"Everything": Everything}
+    monkeypatch.setattr(nodes, "NODE_CLASS_MAPPINGS", known)
+    links = {"PrimitiveFloat": 0.5, "PrimitiveString": "anything"}
+
+    def find(node, **changed):
+        inputs = {}
+        for each in node.define_schema().inputs:
+            if each.get_io_type() in SENT:
+                inputs[each.id] = ["everything", SENT.index(each.get_io_type())]
+            elif not each.optional:
+                inputs[each.id] = each.default
+        prompt = {name: {"class_type": name, "inputs": {"value": value}} for name, value in links.items()}
+        prompt["everything"] = {"class_type": "Everything", "inputs": {}}
+        prompt["ours"] = {"class_type": node.define_schema().node_id, "inputs": inputs | changed}
+        report = {"model": ["everything", 0], "after": ["ours", 0]}
+        prompt["report"] = {"class_type": "IQGuideGuidanceReport", "inputs": report}
+        valid, error, _, found = asyncio.run(execution.validate_prompt("1", prompt, None))
+        errors = found.get("ours", {"errors": []})["errors"]
+        assert valid is not bool(errors), error
+        return {each["extra_info"]["input_name"]: each["type"] for each in errors}
+
+    return find
+
+
+@pytest.mark.parametrize("name", ["QualityGuidance", "AttributeGuidance", "BestOfNSampler"])
+def test_every_input_can_be_linked(name, pack, problems):
+    node = getattr(pack, name)
+    assert problems(node) == {}
+    kinds = {"FLOAT": ["PrimitiveFloat", 0], "STRING": ["PrimitiveString", 0]}
+    linked = {each.id: kinds[each.get_io_type()] for each in node.define_schema().inputs if each.get_io_type() in kinds}
+    assert set(linked) & {"start_percent", "drop_at"}
+    assert problems(node, **linked) == {}
+    for each, link in linked.items():
+        assert problems(node, **{each: link}) == {}
+
+
+@pytest.mark.parametrize(
+    ("name", "changed", "expected"),
+    [
+        ("QualityGuidance", {"strength": 100}, {"strength": "value_bigger_than_max"}),
+        ("QualityGuidance", {"decoder": "foo"}, {"decoder": "value_not_in_list"}),
+        ("BestOfNSampler", {"candidates": 0}, {"candidates": "value_smaller_than_min"}),
+        ("BestOfNSampler", {"sampler_name": "nope"}, {"sampler_name": "value_not_in_list"}),
+        ("BestOfNSampler", {"drop_at": "0.7, 0.4"}, {"drop_at": "custom_validation_failed"}),
+        ("AttributeGuidance", {"noise": 11.0}, {"noise": "value_bigger_than_max"}),
+    ],
+)
+def test_comfyui_refuses_values_out_of_range(name, changed, expected, pack, problems):
+    assert problems(getattr(pack, name), **changed) == expected
+
+
+@pytest.mark.parametrize("name", ["QualityGuidance", "AttributeGuidance"])
+@pytest.mark.parametrize("percents", [(0.9, 0.2), (-0.1, 0.5), (0.2, 1.5), (["PrimitiveFloat", 0], 1.5)])
+def test_comfyui_refuses_a_bad_window_at_its_own_inputs(name, percents, pack, problems):
+    found = problems(getattr(pack, name), start_percent=percents[0], end_percent=percents[1])
+    assert {"start_percent", "end_percent"} <= set(found) <= {"start_percent", "end_percent", "attributes"}
+    assert set(found.values()) == {"custom_validation_failed"}

@@ -1,10 +1,24 @@
 """The parts of the ComfyUI nodes that need no ComfyUI: picking, labelling, plotting."""
 
+import math
+
 import pytest
 import torch
 
+from iqguide.guidance import Evaluation
+from iqguide.nodes.naming import picture_names, table_name
 from iqguide.nodes.picking import chosen, labelled, pick_latents, pick_masks, stack
-from iqguide.nodes.plot import HEIGHT, ORANGE, WIDTH, above_each_other, line_plot
+from iqguide.nodes.plot import (
+    BLUE,
+    HEIGHT,
+    ORANGE,
+    WIDTH,
+    above_each_other,
+    draw_log,
+    line_plot,
+    notice,
+    without_nan,
+)
 from iqguide.nodes.pruning import parse_shares, seeds_from
 from iqguide.nodes.words import EXAMPLE, parse_attributes
 
@@ -31,6 +45,10 @@ def test_misfits_are_refused():
         pick_latents({"samples": torch.zeros(3, 4, 8, 8)}, [0], 4)
     with pytest.raises(ValueError, match="got 5 masks for 4 pictures"):
         pick_masks(torch.zeros(5, 8, 8), [0], 4)
+    with pytest.raises(ValueError, match="got no masks for 4 pictures"):
+        pick_masks(torch.zeros(0, 8, 8), [0], 4)
+    with pytest.raises(ValueError, match="batch_index of these latents has 1 numbers for 4 latents"):
+        pick_latents({"samples": torch.zeros(4, 4, 8, 8), "batch_index": [0]}, [0, 3], 4)
 
 
 def test_the_best_and_the_rest():
@@ -70,6 +88,60 @@ def test_plots_of_little_or_level_data(points):
     assert line_plot("t", [("line", ORANGE, points)], (0.5, 0.5)).size == (WIDTH, HEIGHT)
 
 
+def spots_of(picture, colour):
+    return [(x, y) for x in range(picture.width) for y in range(picture.height) if picture.getpixel((x, y)) == colour]
+
+
+@pytest.mark.parametrize("missing", [math.nan, math.inf, -math.inf])
+def test_points_that_are_no_numbers_are_left_out(missing):
+    points = [(1.0, 0.0), (0.5, 1.0), (0.0, 2.0)]
+    with_gap = line_plot("t", [("line", ORANGE, [*points[:2], (0.2, missing), points[2]])], (1.0, 0.0))
+    assert with_gap.tobytes() == line_plot("t", [("line", ORANGE, points)], (1.0, 0.0)).tobytes()
+    assert line_plot("t", [("line", ORANGE, [(0.5, missing)])], (1.0, 0.0)).size == (WIDTH, HEIGHT)
+
+
+def evaluations(*scores):
+    """Of batches with these scores, at falling noise levels."""
+    levels = torch.linspace(0.9, 0.1, len(scores)).tolist()
+    return [
+        Evaluation(i, level, level - 0.05, None, 0.1, score, score, (0.01,) * len(score), (0.02,) * len(score))
+        for i, (level, score) in enumerate(zip(levels, scores, strict=True))
+    ]
+
+
+def test_a_log_with_scores_that_are_no_numbers_is_drawn_without_them():
+    rows = HEIGHT - 30  # below the names of the lines, in the upper plot
+    drawn = draw_log(evaluations((0.2, math.nan), (math.nan, math.nan), (0.8, math.nan)))
+    alone = draw_log([entry for entry in evaluations((0.2,), (0.5,), (0.8,)) if entry.index != 1])
+    upper = (0, 0, WIDTH, rows)
+    assert drawn.crop(upper).tobytes() == alone.crop(upper).tobytes()
+    assert len(spots_of(drawn.crop(upper), BLUE)) > 100
+
+
+def test_a_log_has_null_for_what_is_no_number():
+    entry = {"index": 3, "skipped": None, "weight": math.inf, "score_before": (0.5, math.nan), "change": ()}
+    expected = {"index": 3, "skipped": None, "weight": None, "score_before": [0.5, None], "change": []}
+    assert without_nan(entry) == expected
+
+
+def test_a_notice_can_be_read():
+    said, other = notice("no guidance on this MODEL"), notice("something else")
+    assert said.size == other.size
+    assert said.tobytes() != other.tobytes()
+    assert sum(said.convert("L").histogram()[:128]) > 50
+
+
+def test_the_place_in_the_batch_is_in_the_file_names_and_not_in_that_of_the_table(tmp_path):
+    assert picture_names(tmp_path, "a", 7, 2) == ["a_00007_.png", "a_00008_.png"]
+    names = picture_names(tmp_path, "a%batch_num%b", 1, 2)
+    assert names == ["a0b_00001_.png", "a1b_00002_.png"]
+    for name in names:
+        (tmp_path / name).touch()
+    assert not set(picture_names(tmp_path, "a%batch_num%b", 1, 3)) & set(names)
+    assert table_name("a%batch_num%b") == "ab.csv"
+    assert table_name("%batch_num%") == "scores.csv"
+
+
 def test_attributes_are_read_line_by_line():
     pairs, weights = parse_attributes("# comment\n\nSharp photo. / Blurry photo.\n Bright / Dark = -0.5 \n")
     assert pairs == [("Sharp photo.", "Blurry photo."), ("Bright", "Dark")]
@@ -84,6 +156,8 @@ def test_attributes_are_read_line_by_line():
         ("/ Blurry", "got '/ Blurry'"),
         ("a / b / c", "got 'a / b / c'"),
         ("a / b = much", "weight in 'a / b = much' is no number"),
+        ("a / b = nan", "weight in 'a / b = nan' is not finite"),
+        ("c / d\na / b = -inf", "weight in 'a / b = -inf' is not finite"),
         ("# nothing", "there are no attributes"),
         ("a / b = 0", "there are no attributes"),
     ],

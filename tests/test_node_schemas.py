@@ -26,12 +26,22 @@ NODES = {
 
 
 def read_schemas(*options) -> list[dict]:
-    command = [sys.executable, "-P", str(ROOT / "tests" / "read_schemas.py"), *options]
+    return json.loads(output_of(str(ROOT / "tests" / "read_schemas.py"), *options).rsplit("SCHEMAS", 1)[1])
+
+
+def with_standin(program: str):
+    """What a program prints as JSON that works on the nodes without ComfyUI."""
+    start = f"import json, sys; sys.path.append({str(ROOT / 'tests')!r}); import read_schemas as r; r.use_standin()\n"
+    return json.loads(output_of("-c", start + program).splitlines()[-1])
+
+
+def output_of(*arguments) -> str:
+    command = [sys.executable, "-P", *arguments]
     if sys.version_info < (3, 11):
         command.remove("-P")
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=os.environ, cwd=ROOT.parent)
     assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout.rsplit("SCHEMAS", 1)[1])
+    return done.stdout
 
 
 @pytest.fixture(scope="module")
@@ -60,6 +70,74 @@ def test_ids_are_unique_and_are_what_execute_takes(schemas):
         ids = [each["id"] for each in schema["inputs"]]
         assert len(set(ids)) == len(ids)
         assert all(re.fullmatch(r"[a-z_]+", name) for name in ids)
+
+
+def test_comfyui_checks_all_inputs_that_a_node_does_not_name_to_check_itself(schemas):
+    """With keywords of any name in `validate_inputs` it would check none."""
+    for schema in schemas.values():
+        assert schema["validates_any"] is False, schema["id"]
+        assert set(schema["validates"]) <= {each["id"] for each in schema["inputs"]}
+    assert schemas["IQGuideQualityGuidance"]["validates"] == ["start_percent", "end_percent"]
+
+
+def test_values_that_are_linked_are_not_judged_before_the_run():
+    found = with_standin("""
+from iqguide.nodes import attributes, best_of_n, guide
+window = guide.QualityGuidance.validate_inputs
+words = attributes.AttributeGuidance.validate_inputs
+shares = best_of_n.BestOfNSampler.validate_inputs
+print(json.dumps([
+    [window(None, 0.9), window(0.4, None), window(None, None), window(0.2, 0.9), words(None, None, 1.0),
+     words("", 0.0, 1.0), words("Sharp / Blurry", 0.0, 1.0), shares(None), shares("0.5")],
+    [window(None, 1.5), window(-0.1, None), window(0.9, 0.2), window(float("nan"), 0.9), words("Sharp", None, None),
+     words(None, 0.5, 0.5), shares("0.7, 0.4")],
+]))
+""")
+    assert found[0] == [True] * 9
+    sentences = ["end_percent is 1.5", "start_percent is -0.1", "start must be below end", "start_percent is nan"]
+    sentences += ["expected wanted / unwanted", "start must be below end", "expected numbers"]
+    for sentence, message in zip(sentences, found[1], strict=True):
+        assert sentence in message
+
+
+def test_nodes_that_read_a_file_notice_that_it_was_replaced(tmp_path):
+    file = tmp_path / "mine.safetensors"
+    file.touch()
+    program = f"""
+import os, folder_paths
+from iqguide.nodes import attributes, load
+folder_paths.get_full_path_or_raise = lambda folder, name: {str(file)!r} if folder == "iqa" else None
+def prints():
+    nodes = load.LoadQualityModel, attributes.AttributeGuidance
+    return [node.fingerprint_inputs(weights="mine.safetensors", strength=0.1) for node in nodes]
+found = []
+for seconds in (1000, 2000):
+    os.utime({str(file)!r}, (seconds, seconds))
+    found.append(prints())
+print(json.dumps([*found, attributes.AttributeGuidance.fingerprint_inputs(weights="default"), load.time_of(None)]))
+"""
+    assert with_standin(program) == [[1000, 1000], [2000, 2000], 0, 0]
+
+
+def test_what_could_not_give_a_score_is_refused():
+    found = with_standin("""
+import torch
+from iqguide.nodes.combine import combine
+from iqguide.nodes.quality_model import QualityModel, score_images
+model = QualityModel("mean", lambda images: images.mean((1, 2, 3)))
+both = combine(model, model, "mean rank", 0.0, 0.0)
+def said(function, *given):
+    try:
+        return str(function(*given))
+    except ValueError as error:
+        return "ValueError: " + str(error)
+nothing = torch.zeros(0, 8, 8, 3)
+print(json.dumps([said(combine, model, model, "weighted sum", 0.0, 0.0), said(score_images, model, nothing),
+                  said(score_images, both, nothing), both.name]))
+""")
+    assert found[0].startswith("ValueError: both weights are 0")
+    assert all(each.startswith("ValueError: got a batch of no pictures") for each in found[1:3])
+    assert found[3] == "mean rank of mean and mean"
 
 
 def test_defaults_are_within_their_limits(schemas):
