@@ -188,6 +188,20 @@ def test_strength_zero_gives_the_same_picture(server):
     assert guided != without
 
 
+def test_the_picture_is_saved_while_quality_guidance_is_bypassed(server):
+    prompt = json.loads((ROOT / "tests" / "workflows_api" / "guided_sd.json").read_text("utf-8"))
+    (number,) = (number for number, node in prompt.items() if node["class_type"] == "IQGuideQualityGuidance")
+    source = prompt.pop(number)["inputs"]["model"]
+    for node in prompt.values():  # as the frontend sends it: what was connected to the node is connected to its MODEL
+        node["inputs"] |= {name: source for name, value in node["inputs"].items() if value == [number, 0]}
+    outputs = server.run(prompt)
+    saved, report = (
+        next(outputs[number]["images"] for number, node in prompt.items() if node["class_type"] == name)
+        for name in ("SaveImage", "IQGuideGuidanceReport")
+    )
+    assert [image["type"] for image in (*saved, *report)] == ["output", "temp"]
+
+
 @pytest.fixture(scope="module")
 def page(server):
     """ComfyUI's own frontend in a headless Chromium; CHROMIUM names the program if it is not on the path."""
