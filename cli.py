@@ -154,7 +154,8 @@ def _add_sample(commands: Any) -> None:
         " this image, over all steps and candidates; with classifier-free guidance a step is two rows. Equal seeds"
         " start from equal noise, with and without --guide. With --judge also judge, its score of the file; and if"
         " something steered, plain_score and plain_judge, of what the first candidate's seed makes unguided."
-        " Under `accelerate launch -m iqguide.cli sample ...` the seeds are split over the processes."
+        " Under `accelerate launch -m iqguide.cli sample ...` the seeds are split over the GPUs, and over N processes"
+        " on CPUs under `ACCELERATE_USE_CPU=true torchrun --nproc-per-node N -m iqguide.cli sample ...`."
     )
     parser.add_argument("prompt", nargs="?", default="", metavar="PROMPT", help="what to generate (default: nothing)")
     parser.add_argument(
@@ -200,7 +201,14 @@ def _add_sample(commands: Any) -> None:
         "--steps", type=positive, help="denoising steps (default: 25 for demo, else the pipeline's own)"
     )
     parser.add_argument("--size", type=dimensions, metavar="N|WxH", help="pixels (default: the pipeline's own)")
-    parser.add_argument("--batch-size", type=positive, default=1, metavar="N", help="images generated at once")
+    parser.add_argument(
+        "--batch-size",
+        type=positive,
+        default=1,
+        metavar="N",
+        help="images generated at once: N seeds that follow each other, or N candidates of one image with --best-of;"
+        " a batch that is not full costs as much as a full one, and several processes share whole batches",
+    )
     parser.add_argument("--negative-prompt", metavar="TEXT", help="what not to generate")
     parser.add_argument(
         "--guidance-scale",
@@ -221,7 +229,8 @@ def _add_evaluate(commands: Any) -> None:
     parser.epilog = (
         "Data sets: live-challenge, koniq-10k, spaq, flive, kadid-10k, tid2013, csiq, live, agiqa-3k, agiqa-1k, each as"
         " it was released, and csv: a table with the columns image,mos[,std][,reference][,split]. Under `accelerate"
-        " launch -m iqguide.cli evaluate ...` the images are split over the processes."
+        " launch -m iqguide.cli evaluate ...` the images are split over the GPUs, and over N processes on CPUs under"
+        " `ACCELERATE_USE_CPU=true torchrun --nproc-per-node N -m iqguide.cli evaluate ...`."
     )
     parser.add_argument("--dataset", required=True, metavar="NAME", help="which data set; see below")
     parser.add_argument("--root", required=True, metavar="DIR", help="its folder; for csv the table")

@@ -93,7 +93,7 @@ def run_sample(options: argparse.Namespace) -> int:
     halving = HALVING if options.halving is True else options.halving or ()
     settings |= {"best_of": options.best_of, "halving": list(halving) or None, "iqguide": __version__}
     done = finished(out, options.seeds, settings) if options.resume else {}
-    seeds = share_of(options.seeds)
+    seeds = share_of(options.seeds, 1 if options.best_of else options.batch_size)
     records = {seed: done[seed] for seed in seeds if seed in done}
     how = {"guidance": guidance, "best_of": options.best_of, "batch_size": options.batch_size, "judge": judge}
     how |= {"halving": halving, "decoder": decoder}
@@ -187,6 +187,8 @@ def draw(
     Yields:
         A `Sample` for each seed, in their order; its score is that of the picture rounded to 8 bits.
     """
+    if not seeds:
+        return  # guidance would warn that it changed nothing
     groups = [[seed] for seed in seeds]
     if not best_of:
         groups = [list(seeds[i : i + batch_size]) for i in range(0, len(seeds), batch_size)]

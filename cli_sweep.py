@@ -11,6 +11,8 @@ from typing import Any
 
 from PIL import Image
 
+from .guidance.candidates import chunks
+
 RECORDED = ("seed", "candidate_seed", "score", "time_s", "nfe", "judge", "plain_score", "plain_judge")
 
 
@@ -49,12 +51,18 @@ def _said_by(path: Path) -> dict[str, Any]:
     return said if isinstance(said, dict) else {}
 
 
-def share_of(seeds: Sequence[int]) -> list[int]:
-    """The seeds of this process, of those that accelerate has launched."""
+def share_of(seeds: Sequence[int], batch_size: int) -> list[int]:
+    """The seeds of this process, of those that accelerate has launched: whole batches, as one process alone draws them.
+
+    Args:
+        seeds: of all processes.
+        batch_size: seeds that are drawn together; those that follow each other fill a batch, see `best_of_n`.
+    """
     from accelerate import PartialState
 
     state = PartialState()
-    return list(seeds[state.process_index :: state.num_processes])
+    mine = chunks(seeds, batch_size)[state.process_index :: state.num_processes]
+    return [seed for batch in mine for seed in batch]
 
 
 def gathered(records: list[dict[str, Any]]) -> list[dict[str, Any]]:

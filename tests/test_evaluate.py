@@ -3,9 +3,6 @@
 import csv
 import json
 import math
-import os
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -14,6 +11,7 @@ from PIL import Image
 from scipy import stats
 from test_bpclip import make_fr
 from torch.nn import functional as F
+from two_processes import in_two
 
 from iqguide import cli, create_model, load_images
 from iqguide.images import resize_short_side, save_image
@@ -258,15 +256,14 @@ def test_errors_come_before_the_work(run, table, tmp_path):
 
 
 @pytest.mark.slow
-def test_two_processes_give_what_one_gives(table, tmp_path):
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2"]
-    command += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
-    command += ["-m", "iqguide.cli", "evaluate", "--dataset", "csv", "--root", str(table), "--json", *RANDOM]
-    found = []
-    for start in (command, [sys.executable, *command[command.index("-m", 3) :]]):
-        done = subprocess.run(start, capture_output=True, text=True, timeout=300, cwd=tmp_path, env=dict(os.environ))
-        assert done.returncode == 0, done.stderr
-        found.append(json.loads(done.stdout))
-    assert found[0]["n"] == found[1]["n"] == 30
+def test_two_processes_give_what_one_gives(run, table, tmp_path):
+    command = ("evaluate", "--dataset", "csv", "--root", table, "--json", *RANDOM)
+    done, notes = in_two(tmp_path, *command)
+    assert done.returncode == 0, done.stderr
+    assert [(note["processes"], len(note["scored"])) for note in notes] == [(2, 15), (2, 15)]
+    assert len({*notes[0]["scored"], *notes[1]["scored"]}) == 30
+    _, alone, _ = run(*command)
+    found, alone = json.loads(done.stdout), json.loads(alone)
+    assert found["n"] == alone["n"] == 30
     for name in ("srcc", "plcc", "plcc_fitted", "krcc"):
-        assert found[0][name] == pytest.approx(found[1][name], abs=1e-9)
+        assert found[name] == pytest.approx(alone[name], abs=1e-9)

@@ -1,10 +1,8 @@
 """`iqguide sample` as a sweep: a judge, resuming after a kill, several processes."""
 
 import json
-import os
-import subprocess
-import sys
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,9 +10,10 @@ import torch
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from tiny_pipelines import prompted_pipeline, tiny_tae
+from two_processes import in_two
 
 from iqguide import cli, cli_sample, create_model
-from iqguide.cli_sweep import verdict
+from iqguide.cli_sweep import share_of, verdict
 from iqguide.images import to_tensor
 from iqguide.models import save_model
 
@@ -183,19 +182,80 @@ def test_scores_of_two_judges_are_not_mixed(sample, tmp_path):
     assert "0.png was made with judge_weights 'random'" in err
 
 
+def test_a_run_that_is_finished_already_guides_nothing(sample, recwarn):
+    sample("--guide", 1.5)
+    status, records, err = sample("--guide", 1.5, "--resume")
+    assert status == 0
+    assert len(records) == 1
+    assert "changed nothing" not in err + "".join(str(warning.message) for warning in recwarn)
+
+
+@pytest.mark.parametrize(
+    ("count", "batch_size", "processes", "sizes"),
+    [
+        (8, 2, 2, [4, 4]),
+        (8, 1, 3, [3, 3, 2]),
+        (7, 2, 2, [4, 3]),
+        (9, 4, 2, [5, 4]),
+        (3, 4, 2, [3, 0]),
+        (9, 2, 4, [3, 2, 2, 2]),
+    ],
+)
+def test_each_process_has_whole_batches(monkeypatch, count, batch_size, processes, sizes):
+    seeds, shares = list(range(10, 10 + count)), []
+    for index in range(processes):
+        state = SimpleNamespace(process_index=index, num_processes=processes)
+        monkeypatch.setattr("accelerate.PartialState", lambda state=state: state)
+        shares.append(share_of(seeds, batch_size))
+    assert sorted(seed for share in shares for seed in share) == seeds
+    assert [len(share) for share in shares] == sizes
+    batches = [share[i : i + batch_size] for share in shares for i in range(0, len(share), batch_size)]
+    assert sorted(batches) == [seeds[i : i + batch_size] for i in range(0, count, batch_size)]  # as one process has
+
+
+def without_time(records):
+    return [{**record, "time_s": 0} for record in records]
+
+
 @pytest.mark.slow
 def test_two_processes_share_the_seeds(sample, pipeline, tmp_path):
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2"]
-    command += ["-m", "iqguide.cli", "sample", "a cat", "--pipeline", str(pipeline), "--steps", "2", "--size", "32"]
-    command += ["--seeds", "0:3", "--out", str(tmp_path / "two"), *RANDOM]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
-    done = subprocess.run(command, capture_output=True, text=True, timeout=500, env=environment, cwd=tmp_path)
+    command = ["sample", "a cat", "--pipeline", pipeline, "--steps", 2, "--size", 32, *RANDOM]
+    batches = ["--seeds", "0:5", "--batch-size", 2]
+    done, notes = in_two(tmp_path, *command, *batches, "--out", "two")
     assert done.returncode == 0, done.stderr
+    assert [(note["processes"], note["drawn"]) for note in notes] == [(2, [0, 1, 4]), (2, [2, 3])]
     assert done.stderr.count("mean score") == 1
-    _, alone, _ = sample("--seeds", "0:3")
+    _, alone, _ = sample(*batches)
     found = json.loads((tmp_path / "two" / "samples.json").read_text())
-    assert [{**record, "time_s": 0} for record in found] == [{**record, "time_s": 0} for record in alone.values()]
-    for seed in range(3):
+    assert without_time(found) == without_time(alone.values())
+    for seed in range(5):
         np.testing.assert_array_equal(
             pixels(tmp_path / "two" / f"{seed}.png"), pixels(tmp_path / "out" / f"{seed}.png")
         )
+    (tmp_path / "two" / "2.png").unlink()
+    (tmp_path / "two" / "3.png").unlink()
+    done, notes = in_two(tmp_path, *command, *batches, "--out", "two", "--resume")
+    assert done.returncode == 0, done.stderr
+    assert [note["drawn"] for note in notes] == [[], [2, 3]]
+    assert without_time(json.loads((tmp_path / "two" / "samples.json").read_text())) == without_time(found)
+
+
+@pytest.mark.slow
+def test_two_processes_share_pictures_of_several_candidates_one_by_one(pipeline, tmp_path):
+    command = ["sample", "a cat", "--pipeline", pipeline, "--steps", 2, "--size", 32, *RANDOM, "--out", "two"]
+    done, notes = in_two(tmp_path, *command, "--seeds", "0:2", "--best-of", 2, "--batch-size", 2)
+    assert done.returncode == 0, done.stderr
+    assert [(note["processes"], note["drawn"]) for note in notes] == [(2, [0]), (2, [1])]
+
+
+@pytest.mark.slow
+def test_processes_without_accelerators_say_what_they_need(pipeline, tmp_path):
+    """Accelerate takes each of them for the only one, and each would draw all of the seeds."""
+    command = ["sample", "--pipeline", pipeline, *RANDOM, "--out", "two"]
+    done, notes = in_two(tmp_path, *command, ACCELERATE_USE_CPU="false", CUDA_VISIBLE_DEVICES="")
+    assert done.returncode != 0
+    assert (
+        "this is one of 2 processes, and there is no accelerator for them; set ACCELERATE_USE_CPU=true" in done.stderr
+    )
+    assert not list((tmp_path / "two").iterdir())
+    assert not notes

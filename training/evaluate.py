@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from accelerate import PartialState
-from accelerate.utils import gather_object
+from accelerate.utils import gather_object, parse_flag_from_env
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -18,8 +19,20 @@ from .datasets import Sample, official_split, seeded_splits
 
 
 def distributed_device() -> tuple[torch.device | None, bool]:
-    """The device of this process where accelerate runs several, else None; and whether this one does the talking."""
-    state = PartialState()
+    """The device of this process where accelerate runs several, else None; and whether this one does the talking.
+
+    The first to ask accelerate, which is told as by its own `Accelerator` whether the processes run on CPUs.
+
+    Raises:
+        ValueError: torchrun has started several, and accelerate finds no accelerators for them.
+    """
+    state = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))
+    launched = int(os.environ.get("WORLD_SIZE", 1)) if "LOCAL_RANK" in os.environ else 1
+    if launched > state.num_processes:  # each would do all of the work
+        raise ValueError(
+            f"this is one of {launched} processes, and there is no accelerator for them; set ACCELERATE_USE_CPU=true to"
+            " run them on the CPU, or start one process."
+        )
     return (state.device if state.num_processes > 1 else None), state.is_main_process
 
 
