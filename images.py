@@ -177,6 +177,23 @@ def to_pil(image: Tensor) -> Image.Image:
     return Image.fromarray(levels.permute(1, 2, 0).contiguous().cpu().numpy())
 
 
+def to_rgb(image: Image.Image, name: str = "picture") -> Image.Image:
+    """A PIL picture of any mode as an 8-bit RGB one: what `to_tensor` makes of it, rounded to the nearest level.
+
+    Args:
+        image: the picture; a file that Pillow has opened may be decoded here.
+        name: what messages call it.
+
+    Returns:
+        A picture of its own, upright.
+
+    Raises:
+        ImageError: as `to_tensor`.
+    """
+    pixels = _decode(image, name)
+    return Image.fromarray(pixels) if pixels.dtype == np.uint8 else to_pil(_from_array(pixels, name))
+
+
 def save_image(image: Tensor | Image.Image, path: str | os.PathLike, metadata: Mapping[str, str] | None = None) -> None:
     """Write one picture; the file appears complete or not at all, and replaces an older one in one step.
 

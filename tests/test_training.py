@@ -18,6 +18,7 @@ from scipy.stats import pearsonr
 from torch import nn
 
 import iqguide
+from iqguide.images import to_pil, to_tensor
 from iqguide.models.tiny import Tiny
 from iqguide.training import batches, calibrate, data, distill, finetune, objectives
 from iqguide.training.config import FinetuneConfig, parse_config
@@ -90,6 +91,42 @@ def test_pictures_are_turned_upright(tmp_path):
     picture.save(tmp_path / "turned.jpg", exif=exif)
     assert data.read(tmp_path / "turned.jpg").size == (20, 40)
     assert data.read(tmp_path / "turned.jpg").mode == "RGB"
+
+
+def test_pictures_are_read_as_for_scoring(tmp_path):
+    rng = np.random.default_rng(2)
+    colours = rng.integers(0, 256, (40, 48, 4), dtype=np.uint8)
+    Image.fromarray(rng.integers(0, 65536, (40, 48), dtype=np.uint16)).save(tmp_path / "sixteen.png")
+    Image.fromarray(colours).save(tmp_path / "alpha.png")
+    Image.fromarray(colours[..., :2]).save(tmp_path / "grey_alpha.png")
+    Image.fromarray(colours[..., :3]).quantize(16).save(tmp_path / "palette.png", transparency=3)
+    for path in sorted(tmp_path.iterdir()):
+        assert to_pil(to_tensor(path)).tobytes() == data.read(path).tobytes(), path
+    deep = np.asarray(data.read(tmp_path / "sixteen.png"))
+    assert deep.min() < 3
+    assert deep.max() > 252
+    assert len(np.unique(deep)) > 200
+
+
+@pytest.mark.parametrize(
+    ("mode", "suffix"), [("RGB", "jpg"), ("RGB", "png"), ("L", "jpg"), ("L", "png"), ("CMYK", "jpg"), ("P", "png")]
+)
+def test_ordinary_pictures_are_read_to_the_bit(tmp_path, mode, suffix):
+    path = tmp_path / f"a.{suffix}"
+    texture(np.random.default_rng(3), 64).convert(mode).save(path)
+    with Image.open(path) as image:
+        assert image.mode == mode
+        assert data.read(path).tobytes() == image.convert("RGB").tobytes()
+
+
+def test_twins_of_sixteen_bits_are_found(tmp_path):
+    rng = np.random.default_rng(4)
+    for name in "ab":
+        grey = texture(rng, 96).convert("L")
+        grey.save(tmp_path / f"{name}8.png")
+        Image.fromarray(np.asarray(grey).astype(np.uint16) * 257).save(tmp_path / f"{name}16.png")
+    paths = [tmp_path / name for name in ("a8.png", "b8.png", "a16.png", "b16.png")]
+    assert data.alike_groups(paths).tolist() == [0, 1, 0, 1]
 
 
 def test_random_crops_are_squares_of_the_size_they_should_have():

@@ -12,10 +12,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor
 
-from ..images import IMAGE_SUFFIXES
+from ..images import IMAGE_SUFFIXES, to_rgb
 from .datasets import load_dataset, official_split, seeded_splits
 
 GOOD = 55.0  # mean opinion score above which a photograph, at half its size, counts as clean
@@ -143,7 +143,7 @@ def alike_groups(paths: Sequence[Path]) -> np.ndarray:
     """
     thumbnails = []
     for path in paths:
-        grey = opened(path).convert("L").resize((16, 16), Image.Resampling.BOX)
+        grey = read(path).convert("L").resize((16, 16), Image.Resampling.BOX)
         values = np.asarray(grey, dtype=np.float64).ravel()
         thumbnails.append((values - values.mean()) / (values.std() + 1e-6))
     alike = np.stack(thumbnails) @ np.stack(thumbnails).T / 256 > 0.95
@@ -172,8 +172,8 @@ def opened(path: Path) -> Image.Image:
 
 
 def read(path: Path) -> Image.Image:
-    """A picture as RGB, its EXIF orientation applied; raises as `opened`."""
-    return ImageOps.exif_transpose(opened(path)).convert("RGB")
+    """A picture as 8-bit RGB, converted as for scoring (`to_rgb`), which raises as well as `opened`."""
+    return to_rgb(opened(path), str(path))
 
 
 def read_with_reference(photograph: Photograph) -> list[Image.Image]:
