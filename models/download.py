@@ -13,7 +13,7 @@ from pathlib import Path
 
 from tqdm.auto import tqdm
 
-from .weights import WeightsError, sha256_of
+from .weights import WeightsError, looks_like_weights, sha256_of
 
 ATTEMPTS = 4
 PAUSE_S = 2.0
@@ -21,11 +21,11 @@ TIMEOUT_S = 30.0
 
 
 def download(url: str, target: Path, *, sha256: str | None = None) -> None:
-    """Fetch a file into place.
+    """Fetch a weights file into place.
 
     The bytes go to `target`.part, which a later call continues when the server still has the same file (Range with
-    If-Range); only a complete file with the right checksum takes the real name. Processes that want the same file at
-    the same time wait for the first. The progress bar goes to stderr.
+    If-Range); only a complete file with the right checksum, which begins as weights do, takes the real name. Processes
+    that want the same file at the same time wait for the first. The progress bar goes to stderr.
 
     Args:
         url: http or https address.
@@ -33,7 +33,7 @@ def download(url: str, target: Path, *, sha256: str | None = None) -> None:
         sha256: checksum to hold it to, if known.
 
     Raises:
-        WeightsError: the network, the server, the disk or the checksum says no.
+        WeightsError: the network, the server, the disk or the checksum says no, or what comes is no weights.
     """
     from huggingface_hub.utils import WeakFileLock
 
@@ -133,3 +133,6 @@ def _check(part: Path, sha256: str | None, url: str) -> None:
     if sha256 and (actual := sha256_of(part)) != sha256:
         part.unlink()
         raise WeightsError(f"{url} has sha256 {actual}; expected {sha256}: damaged or replaced; nothing was kept.")
+    if not looks_like_weights(part):
+        part.unlink()
+        raise WeightsError(f"{url} sends no weights, perhaps a web page; nothing was kept.")

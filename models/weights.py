@@ -128,7 +128,7 @@ def verify(path: Path, spec: ModelSpec) -> None:
     The record is a small json file beside the weights; a file whose size and time have not changed is not read again.
 
     Raises:
-        WeightsError: the checksum is another.
+        WeightsError: the checksum is another, or a file without a record holds no weights.
     """
     record, status = _read_record(path), path.stat()
     expected = spec.sha256 or record.get("sha256")
@@ -141,7 +141,18 @@ def verify(path: Path, spec: ModelSpec) -> None:
             f"{path} has sha256 {actual}; expected {expected}: delete it to download it again"
             f"{'' if spec.sha256 else f', and {_record_path(path)} too if its publisher replaced it'}."
         )
+    if not looks_like_weights(path):
+        raise WeightsError(f"{path} holds no weights, perhaps a web page; delete it to download it again.")
     _write_record(path, {"url": spec.url, "licence": spec.licence, "sha256": actual, **seen})
+
+
+def looks_like_weights(path: Path) -> bool:
+    """Whether a file begins as safetensors do, or as what torch.save writes (an archive, formerly a pickle)."""
+    with path.open("rb") as file:
+        start = file.read(9)
+    header = int.from_bytes(start[:8], "little")
+    is_safetensors = start[8:] == b"{" and header <= path.stat().st_size
+    return is_safetensors or start.startswith((b"PK\x03\x04", b"\x80"))
 
 
 def _record_path(path: Path) -> Path:

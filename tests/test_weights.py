@@ -22,7 +22,7 @@ from iqguide.models import ModelSpec, WeightsError, download, is_cached, weights
 from iqguide.models.download import download as fetch
 from iqguide.models.weights import cache_dir, default_path, find_weights, read_weights, source_url, verify
 
-BODY = bytes(range(256)) * 4096  # 1 MiB
+BODY = b"PK\x03\x04" + (bytes(range(256)) * 4096)[4:]  # 1 MiB, begins as a file of torch.save
 SHA256 = hashlib.sha256(BODY).hexdigest()
 
 
@@ -138,6 +138,38 @@ def test_wrong_checksum_keeps_nothing(spec, cache):
     with pytest.raises(WeightsError, match=f"has sha256 {SHA256}; expected {'0' * 64}.*nothing was kept"):
         find_weights(replace(spec, sha256="0" * 64))
     assert names(cache) == []
+
+
+PAGES = (b"<!DOCTYPE html><html><body>Sign in to go on</body></html>", b'{"error": "not found"}', b"{{{{{{{{{", b"PK")
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_a_page_instead_of_weights_keeps_nothing(spec, server, cache, page):
+    server.body = page
+    with pytest.raises(WeightsError, match=r"file\.pt sends no weights.*nothing was kept\. By hand: fetch http"):
+        find_weights(spec)
+    assert names(cache) == []
+    server.body = BODY
+    assert find_weights(spec).read_bytes() == BODY
+
+
+def test_a_page_put_there_by_hand_is_not_recorded(spec, cache):
+    cache.mkdir()
+    (cache / "file.pt").write_bytes(PAGES[0])
+    with pytest.raises(WeightsError, match=r"file\.pt holds no weights.*delete it to download it again"):
+        find_weights(spec)
+    assert names(cache) == ["file.pt"]
+
+
+@pytest.mark.parametrize("kind", ["safetensors", "torch", "torch before 1.6"])
+def test_real_weights_files_are_taken(spec, server, tmp_path, kind):
+    state, path = {"a": torch.ones(2)}, tmp_path / "real"
+    if kind == "safetensors":
+        save_file(state, path)
+    else:
+        torch.save(state, path, _use_new_zipfile_serialization=kind == "torch")
+    server.body = path.read_bytes()
+    assert find_weights(spec).read_bytes() == server.body
 
 
 def test_a_cut_connection_is_continued(spec, server, cache):
@@ -300,11 +332,11 @@ def test_a_cached_file_that_changed_is_refused(spec, cache):
 
 def test_first_use_binds_later_downloads(spec, server, cache):
     find_weights(spec).unlink()
-    server.body = BODY[::-1]
+    server.body = BODY[:-1] + b"!"
     with pytest.raises(WeightsError, match=f"expected {SHA256}.*damaged or replaced"):
         find_weights(spec)
     (cache / "file.pt.json").unlink()
-    assert find_weights(spec).read_bytes() == BODY[::-1]
+    assert find_weights(spec).read_bytes() == BODY[:-1] + b"!"
 
 
 def test_a_known_checksum_outweighs_the_record(spec, cache):
