@@ -58,8 +58,8 @@ class ClipIQA(AntonymScore):
 def build(
     weights: Path | None,
     *,
-    pairs: Iterable[tuple[str, str]] = PAIRS,
-    temperature: float = 1.0,
+    pairs: Iterable[tuple[str, str]] | None = None,
+    temperature: float | None = None,
     seed: int = 0,
     config: ClipConfig = RN50,
 ) -> ClipIQA:
@@ -68,16 +68,19 @@ def build(
     Args:
         weights: a CLIP checkpoint with both towers, in open_clip's or OpenAI's layout (489 tensors; a QualiCLIP file
             will do), or a file of `save_model`, which brings its pairs and its temperature; None for random weights.
-        pairs: (positive, negative) prompts.
-        temperature: divides the logits.
+        pairs: (positive, negative) prompts; None for those of the file, else for `PAIRS`.
+        temperature: divides the logits; None for that of the file, for which its margin is calibrated, else for 1.
         seed: of the random weights, which stand for the prompts too.
         config: sizes of the towers.
 
     Raises:
-        ValueError: `pairs` is not one or more pairs of texts, a prompt is too long, or the temperature is not positive.
+        ValueError: `pairs` is not one or more pairs of texts, or others than the file brings, a prompt is too long, or
+            the temperature is not positive.
         WeightsError: the file cannot be read or has another layout.
     """
-    pairs = _check_pairs(pairs)
+    asked = {} if pairs is None else {"pairs": _check_pairs(pairs)}
+    asked |= {} if temperature is None else {"temperature": temperature}
+    pairs, temperature = asked.get("pairs", PAIRS), asked.get("temperature", 1.0)
     prompts = [prompt for pair in pairs for prompt in pair]
     if weights is None:
         with fixed_seed(seed):
@@ -89,7 +92,11 @@ def build(
     state = take_apart(tensors, saved.get("clip", config), weights)
     check_rest(state.rest, weights)
     if saved:
-        return _from_saved(state, saved, weights)
+        if asked.get("pairs", saved["pairs"]) != saved["pairs"]:
+            raise ValueError(
+                f"{weights} brings its own pairs, {saved['pairs']}; leave the option out, or give a whole CLIP."
+            )
+        return _from_saved(state, saved | asked, weights)
     if not state.text:
         raise WeightsError(f"{weights} has no text tower, which CLIP-IQA needs to read the prompts; give a whole CLIP.")
     features = encode_prompts(prompts, state.text, config, weights)

@@ -80,6 +80,8 @@ def build(
 
     tensors, metadata = read_weights(weights)
     saved = read_saved(metadata, weights)
+    if saved.get("pairs", PAIRS) != PAIRS:
+        raise WeightsError(f"{weights} has other pairs than QualiCLIP; use create_model('clipiqa', weights=PATH).")
     config = saved.get("clip", config)
     if temperature is None:
         temperature = saved.get("temperature", default) if preset == "paper" else default

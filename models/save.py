@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import PyTorchModelHubMixin, hf_hub_download
+from huggingface_hub.utils import LocalEntryNotFoundError
 from safetensors.torch import save_file
 from torch import nn
 
@@ -70,6 +71,33 @@ class HubModel(PyTorchModelHubMixin, library_name="iqguide", tags=["image-qualit
     def _save_pretrained(self, save_directory: Path) -> None:
         save_model(self, save_directory / FILENAME)
         (save_directory / "config.json").write_text(json.dumps({"model": type(self).__name__}) + "\n", "utf-8")
+
+    @classmethod
+    def from_pretrained(
+        cls, pretrained_model_name_or_path: str | os.PathLike[str], *, local_files_only: bool = False, **options: Any
+    ) -> nn.Module:
+        """Read a model from a folder, or a repository of the Hugging Face hub.
+
+        Args:
+            pretrained_model_name_or_path: what `save_pretrained` has written, or the name of a repository.
+            local_files_only: take a repository from the hub's cache alone, as under IQGUIDE_OFFLINE or HF_HUB_OFFLINE.
+            options: of huggingface_hub: `revision`, `cache_dir`, `force_download`, `token`; `map_location`, a device.
+
+        Raises:
+            WeightsError: the repository is not in the cache and downloads are off, or there is another model in it.
+        """
+        from .weights import WeightsError, is_offline
+
+        name, local = pretrained_model_name_or_path, local_files_only or is_offline()
+        try:
+            return super().from_pretrained(name, local_files_only=local, **options)
+        except LocalEntryNotFoundError as error:
+            if not local:  # the hub cannot be reached; its own message says so
+                raise
+            raise WeightsError(
+                f"{name} is not in the Hugging Face cache and downloads are off (IQGUIDE_OFFLINE, HF_HUB_OFFLINE or "
+                "local_files_only); give the path of a folder of save_pretrained, or allow the download."
+            ) from error
 
     @classmethod
     def _from_pretrained(

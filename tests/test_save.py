@@ -9,6 +9,7 @@ from huggingface_hub import HfApi
 
 import iqguide
 from iqguide.models import ClipConfig, WeightsError, clip, save, save_model
+from iqguide.models.tiny import Tiny
 
 SMALL = ClipConfig(layers=(1, 2, 1, 1), width=8, head_width=32, embed_dim=16, image_size=64)
 PAIRS = (("Calm.", "Loud."), ("Old.", "New."))
@@ -75,6 +76,21 @@ def test_a_repository_is_read_through_the_hub(images, tmp_path, monkeypatch):
     torch.testing.assert_close(again(images), model(images), rtol=5e-3, atol=5e-3)
 
 
+@pytest.mark.parametrize("variable", ["IQGUIDE_OFFLINE", "HF_HUB_OFFLINE"])
+def test_offline_nothing_is_asked_of_the_hub(monkeypatch, tmp_path, variable):
+    def connect(*address, **options):
+        raise AssertionError("a connection was tried")
+
+    for name in ("IQGUIDE_OFFLINE", "HF_HUB_OFFLINE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv(variable, "1")
+    monkeypatch.setattr("socket.getaddrinfo", connect)
+    with pytest.raises(WeightsError, match=r"someone/tiny-tuned is not in the .* cache and downloads are off"):
+        Tiny.from_pretrained("someone/tiny-tuned", cache_dir=tmp_path)
+    make("tiny").save_pretrained(tmp_path / "folder")
+    assert isinstance(Tiny.from_pretrained(tmp_path / "folder"), Tiny)
+
+
 def test_push_to_hub_sends_the_folder(monkeypatch):
     sent = {}
 
@@ -96,6 +112,23 @@ def test_one_class_is_not_read_as_another(tmp_path):
     make("clipiqa").save_pretrained(tmp_path)
     with pytest.raises(WeightsError, match=r"holds a ClipIQA; expected a QualiCLIP: use ClipIQA\.from_pretrained"):
         iqguide.models.QualiCLIP.from_pretrained(tmp_path)
+
+
+def test_a_saved_clipiqa_keeps_its_pairs_and_takes_another_temperature(images, tmp_path):
+    path, model = tmp_path / "it.safetensors", make("clipiqa")
+    save_model(model, path)
+    same = iqguide.create_model("clipiqa", weights=path, pairs=PAIRS, temperature=7)
+    torch.testing.assert_close(same.logits(images) * 7, model.logits(images))
+    with pytest.raises(ValueError, match=r"it\.safetensors brings its own pairs, \(\('Calm.*leave the option out"):
+        iqguide.create_model("clipiqa", weights=path, pairs=PAIRS[::-1])
+
+
+def test_seven_pairs_of_ones_own_are_no_qualiclip(tmp_path):
+    pairs = tuple((f"good {n}", f"bad {n}") for n in range(7))
+    model = iqguide.create_model("clipiqa", weights="random", pairs=pairs, config=SMALL)
+    save_model(model, tmp_path / "it.safetensors")
+    with pytest.raises(WeightsError, match=r"other pairs than QualiCLIP; use create_model\('clipiqa', weights=PATH\)"):
+        iqguide.create_model("qualiclip", weights=tmp_path / "it.safetensors")
 
 
 def test_something_else_is_refused(tmp_path):
