@@ -84,12 +84,13 @@ def _view_gradient(margin: Reward, decoder: Decoder, latent: Tensor, view: View)
             f" ({images.shape[0]},): one score per image."
         )
     scores = scores.view(-1, frames).mean(1)  # of a video, over its frames
-    if not scores.requires_grad:
+    # A score moves by about 1 / pixels per pixel, too little for float16; a power of two changes no other digit.
+    lift = 2.0 ** round(math.log2(images.shape[-1] * images.shape[-2]))
+    total = scores.float().sum() * lift
+    gradient = torch.autograd.grad(total, latent, allow_unused=True)[0] if scores.requires_grad else None
+    if gradient is None:
         raise ValueError(
             "the reward's value does not depend differentiably on the images, so it cannot guide;"
             " look for .detach(), no_grad, round() or a conversion to NumPy in the reward or the decoder."
         )
-    # A score moves by about 1 / pixels per pixel, too little for float16; a power of two changes no other digit.
-    lift = 2.0 ** round(math.log2(images.shape[-1] * images.shape[-2]))
-    (gradient,) = torch.autograd.grad(scores.float().sum() * lift, latent)
     return scores.detach().float(), gradient / lift

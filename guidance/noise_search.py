@@ -188,12 +188,12 @@ def noise_gradient(
         generator = [torch.Generator("cpu").manual_seed(seed)]
         latents = pictures_of(undecorated(pipe, **call, latents=start, generator=generator))
         value = margin(look(latents).flatten(0, -4)).float().mean()  # of a video, over its frames
-        if not value.requires_grad:
+        gradient = torch.autograd.grad(value, start, allow_unused=True)[0] if value.requires_grad else None
+        if gradient is None:
             raise ValueError(
                 "no gradient arrives at the noise; look for .detach(), no_grad or a conversion to NumPy in the reward"
                 f" and the decoder, and for a step of {type(pipe.scheduler).__name__} that is not differentiable."
             )
-        (gradient,) = torch.autograd.grad(value, start)
     return value.item(), gradient.float()
 
 

@@ -4,6 +4,7 @@ import logging
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from numbers import Real
 from typing import Any, Literal
 
 import torch
@@ -95,16 +96,25 @@ class RewardGuidance:
     """Seed of the views; the sampler's own randomness is never touched."""
 
     def __post_init__(self) -> None:
-        start, stop = self.noise_window
-        if not 1 > start > stop > 0:
+        if not callable(self.reward):
+            raise TypeError(
+                f"reward is {self.reward!r}; expected a function or a model, from images (N, 3, H, W) to scores (N,):"
+                " for example iqguide.create_model('tiny')."
+            )
+        if not _is_window(self.noise_window):
             raise ValueError(
-                f"noise_window is {self.noise_window}; expected (start, stop) with 1 > start > stop > 0, for example"
+                f"noise_window is {self.noise_window!r}; expected (start, stop) with 1 > start > stop > 0, for example"
                 " (0.6, 0.05): guidance acts while the noise level falls from start to stop. At 1 all is noise."
             )
         if self.gradient not in ("denoised", "full"):
             raise ValueError(f"gradient is {self.gradient!r}; expected 'denoised' or 'full'.")
+        self._check_numbers()
+
+    def _check_numbers(self) -> None:
         if not math.isfinite(self.scale):
             raise ValueError(f"scale is {self.scale}; expected a finite number, or 0 to switch guidance off.")
+        if self.target is not None and math.isnan(self.target):
+            raise ValueError("target is nan; expected a number, or None to push on for ever.")
         for name in ("every", "samples", "crop", "chunk"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; expected 1 or more.")
@@ -130,6 +140,11 @@ class RewardGuidance:
             ValueError: if there is no decoder at all.
         """
         return GuidanceRun(self, self.decoder if decoder is None else decoder)
+
+
+def _is_window(window: object) -> bool:
+    numbers = isinstance(window, (tuple, list)) and all(isinstance(level, Real) for level in window)
+    return numbers and len(window) == 2 and 1 > window[0] > window[1] > 0
 
 
 _PER_SAMPLE = ("_average", "_drift", "_scores", "_finite")

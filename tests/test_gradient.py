@@ -163,6 +163,9 @@ def test_misfits_say_what_was_expected():
         reward_gradient(torch.mean, lambda z: z[:, :3], latent)
     with pytest.raises(ValueError, match="does not depend differentiably"):
         reward_gradient(lambda images: mean(images.detach()), lambda z: z[:, :3], latent)
+    constant = torch.ones(2, requires_grad=True)
+    with pytest.raises(ValueError, match="does not depend differentiably"):
+        reward_gradient(lambda images: 2 * constant, lambda z: z[:, :3], latent)
 
 
 def test_networks_are_found_wherever_a_callable_keeps_them():

@@ -234,6 +234,9 @@ def test_what_has_no_noise_or_no_gradient_is_refused():
     pipe, inputs = few_steps("stable-diffusion")
     with pytest.raises(ValueError, match="no gradient arrives at the noise"):
         optimize_noise(pipe, lambda images: images.detach().mean((1, 2, 3)), **inputs)
+    constant = torch.ones(1, requires_grad=True)
+    with pytest.raises(ValueError, match="no gradient arrives at the noise"):
+        optimize_noise(pipe, lambda images: 2 * constant, **inputs)
     assert not pipe.unet.is_gradient_checkpointing
     other = StableDiffusionImg2ImgPipeline(**pipe.components, requires_safety_checker=False)
     with pytest.raises(ValueError, match="takes no latents= to start from"):

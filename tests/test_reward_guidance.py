@@ -253,6 +253,11 @@ def test_latents_that_change_size_start_afresh():
         ({"noise_window": (0.15, 0.75)}, r"noise_window is \(0.15, 0.75\); expected \(start, stop\)"),
         ({"noise_window": (0.75, 0.0)}, "noise_window"),
         ({"noise_window": (1.0, 0.15)}, "At 1 all is noise"),  # its length in log(sigma / alpha) is infinite
+        ({"noise_window": "0.6"}, r"noise_window is '0.6'; expected \(start, stop\)"),
+        ({"noise_window": (0.6, 0.3, 0.05)}, r"noise_window is \(0.6, 0.3, 0.05\); expected \(start, stop\)"),
+        ({"noise_window": 0.6}, r"noise_window is 0.6; expected \(start, stop\)"),
+        ({"noise_window": ("0.6", "0.05")}, r"noise_window is \('0.6', '0.05'\); expected \(start, stop\)"),
+        ({"target": float("nan")}, "target is nan; expected a number, or None"),
         ({"scale": float("nan")}, "scale is nan; expected a finite number"),
         ({"every": 0}, "every is 0; expected 1 or more"),
         ({"samples": 0}, "samples is 0"),
@@ -265,3 +270,13 @@ def test_latents_that_change_size_start_afresh():
 def test_settings_that_make_no_sense_are_refused(settings, message):
     with pytest.raises(ValueError, match=message):
         RewardGuidance(mean, **settings)
+
+
+@pytest.mark.parametrize("reward", ["tiny", None])
+def test_a_reward_that_cannot_be_called_is_refused(reward):
+    with pytest.raises(TypeError, match=rf"reward is {reward!r}; expected a function or a model"):
+        RewardGuidance(reward)
+
+
+def test_a_window_may_be_a_list():
+    assert RewardGuidance(mean, noise_window=[0.6, 0.05]).noise_window == [0.6, 0.05]
