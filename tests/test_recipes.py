@@ -280,8 +280,9 @@ def test_denoised_predictions_are_made_of_no_held_out_photograph(recipe, tmp_pat
     assert seen.isdisjoint(clean[1] + scored[1])
 
 
-def test_a_perfect_denoiser_gives_back_what_went_in(recipe, generator):
-    """v = alpha * noise - sigma * x predicted exactly: what is decoded is the autoencoder's own reconstruction."""
+@pytest.mark.parametrize("kind", ["v_prediction", "epsilon", "sample"])
+def test_a_perfect_denoiser_gives_back_what_went_in(recipe, generator, kind):
+    """With an exact prediction of any kind, what is decoded is the autoencoder's own reconstruction."""
     pipe = StableDiffusionPipeline.from_pretrained(generator / "pipeline")
     images, timesteps = torch.rand(2, 3, 64, 64), torch.tensor([200, 700])
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
@@ -290,10 +291,12 @@ def test_a_perfect_denoiser_gives_back_what_went_in(recipe, generator):
     noise = torch.randn_like(latents)
     alphas = pipe.scheduler.alphas_cumprod[timesteps].view(-1, 1, 1, 1)
     velocity = alphas.sqrt() * noise - (1 - alphas).sqrt() * latents
+    output = {"v_prediction": velocity, "epsilon": noise, "sample": latents}[kind]
+    pipe.scheduler.register_to_config(prediction_type=kind)
 
     class Perfect(torch.nn.Module):
         def forward(self, noisy, timesteps, context):
-            return type("Output", (), {"sample": velocity})
+            return type("Output", (), {"sample": output})
 
     pipe.unet = Perfect()
     found = recipe("denoised").predict(pipe, images, timesteps, noise)

@@ -2,8 +2,8 @@
 
     python recipes/demo_generator/denoised.py --data DIR --pipeline runs/demo/pipeline --out denoised.pt
 
-Clean patches are degraded, both twins are encoded, meet the same noise at a random level inside the guidance window and
-are denoised in one step. What comes out is what a reward sees while it guides.
+Clean patches are degraded, both twins are encoded, meet the same noise at a random level from 0.02 to 0.8, which is more
+than guidance's default window, and are denoised in one step. What comes out is what a reward sees while it guides.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from corpus import DEGRADATIONS, crop
 from diffusers import StableDiffusionPipeline
 from tqdm import tqdm
 
+from iqguide.guidance.parametrization import denoised_from_output
 from iqguide.training.data import clean_photographs, good_photographs, scored_photographs, split
 
 NOISE_LEVELS = (0.02, 0.8)
@@ -35,8 +36,11 @@ def predict(
     with torch.autocast("cpu", torch.bfloat16):
         latents = pipe.vae.encoder(images * 2 - 1).float()
         noisy = alpha * latents + sigma * noise
-        velocity = pipe.unet(noisy, timesteps, context).sample.float()
-        return ((pipe.vae.decoder(alpha * noisy - sigma * velocity) + 1) / 2).float().clamp(0, 1)
+        output = pipe.unet(noisy, timesteps, context).sample.float()
+        samples = zip(output, noisy, alpha.flatten().tolist(), sigma.flatten().tolist(), strict=True)
+        kind = pipe.scheduler.config.prediction_type
+        clean = torch.stack([denoised_from_output(*sample, kind) for sample in samples])
+        return ((pipe.vae.decoder(clean) + 1) / 2).float().clamp(0, 1)
 
 
 def degrade(clean: torch.Tensor, strength: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
