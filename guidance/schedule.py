@@ -29,7 +29,7 @@ def window_share(ratio: float, next_ratio: float, window: tuple[float, float]) -
     Args:
         ratio: sigma / alpha where the step begins, in (0, inf].
         next_ratio: sigma / alpha where it ends, in [0, ratio].
-        window: (start, stop) noise levels, 1 >= start > stop > 0.
+        window: (start, stop) noise levels, 1 > start > stop > 0.
 
     Returns:
         log(A / B) for the part [B, A] of [next_ratio, ratio] that lies inside the window; 0 if none does.

@@ -2,8 +2,8 @@
 
     python recipes/demo_generator/denoised.py --data DIR --pipeline runs/demo/pipeline --out denoised.pt
 
-Clean patches are degraded, both twins are encoded, meet the same noise at a random level from 0.02 to 0.8, more than the
-default window of guidance, and are denoised in one step. What comes out is what a reward sees while it guides.
+Clean patches are degraded, both twins are encoded, meet the same noise at a random level from 0.02 to 0.8, more than
+guidance's default window, and are denoised in one step. What comes out is what a reward sees while it guides.
 """
 
 from __future__ import annotations
