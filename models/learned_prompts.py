@@ -14,6 +14,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import BinaryIO
 
 import torch
 from open_clip import tokenize
@@ -180,7 +181,7 @@ def load_prompts(prompts: LearnedPrompts, path: str | os.PathLike[str]) -> None:
         prompts.ctx.copy_(ctx.expand_as(prompts.ctx))
 
 
-def save_prompts(prompts: LearnedPrompts, path: str | os.PathLike[str]) -> None:
+def save_prompts(prompts: LearnedPrompts, path: str | os.PathLike[str] | BinaryIO) -> None:
     """Write learned prompts in the published layout: `{"params": {"prompt_learner.ctx": ...}}`, by torch.save."""
     state = {f"{PREFIX}{name}": tensor.detach().cpu() for name, tensor in prompts.state_dict().items()}
     torch.save({"params": state}, path)

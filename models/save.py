@@ -10,6 +10,7 @@ from typing import Any
 
 from huggingface_hub import PyTorchModelHubMixin, hf_hub_download
 from huggingface_hub.utils import LocalEntryNotFoundError
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import nn
 
@@ -28,6 +29,7 @@ def save_model(model: nn.Module, path: str | os.PathLike[str]) -> None:
 
     Raises:
         TypeError: another kind of model.
+        OSError: the file cannot be written; a former one of that name is still there.
     """
     from .antonyms import AntonymScore
     from .bpclip import BPCLIP
@@ -39,8 +41,14 @@ def save_model(model: nn.Module, path: str | os.PathLike[str]) -> None:
     if writer is None:
         raise TypeError(f"got {type(model).__name__}; expected a quality model that create_model has made.")
     unfinished = Path(path).with_suffix(".part")
-    writer(model, unfinished)
-    os.replace(unfinished, path)
+    try:
+        writer(model, unfinished)
+        os.replace(unfinished, path)
+    except (OSError, SafetensorError) as error:  # the latter for a full disk
+        reason = getattr(error, "strerror", None) or error
+        raise OSError(f"cannot write {path} ({reason}); free some space or choose another folder.") from error
+    finally:
+        unfinished.unlink(missing_ok=True)
 
 
 def save_tiny(model: nn.Module, path: Path) -> None:

@@ -414,6 +414,37 @@ def test_bad_tables_are_one_sentence(tree, rows, kind, message):
     refused("csv", root, kind, message)
 
 
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (b'image,mos\na.png,1\n"c.png,2\n', r"line 3 of .*mos\.csv cannot be read .*lonely quotation mark"),
+        (b"image,mos\na.png,1\nc.png\n", r"line 3 of .*mos\.csv has no mos; expected a cell for every column"),
+        (b"image,mos\na.png,1\nc.png,2,5\n", r"line 3 of .*mos\.csv has more cells than the header"),
+        (b"image,mos\na.png,1\n\xe9.png,2\n", r"line 3 of .*mos\.csv is no UTF-8 text; save the table as UTF-8"),
+    ],
+)
+def test_damaged_tables_name_the_line(tree, text, message):
+    root = tree("csv")
+    (root / "mos.csv").write_bytes(text)
+    refused("csv", root, ValueError, message)
+
+
+def test_cells_that_are_not_needed_may_be_missing(tree):
+    root = tree("csv")
+    (root / "mos.csv").write_text("image,mos,std\na.png,1\nc.png,2,0.5\nimages/b.png,3,1,\n")
+    assert [sample.std for sample in load_dataset("csv", root)] == [None, 0.5, 1]
+
+
+def test_damaged_lists_of_other_data_sets(tree):
+    root = tree("tid2013")
+    (root / "mos_with_names.txt").write_text("5.51429 I01_01_1.bmp\n3.0 i25_24_5.bmp 7\n")
+    refused("tid2013", root, ValueError, r"line 2 of .*mos_with_names\.txt has 3 words; expected a score and a name")
+    root = tree("csiq")
+    header = ["image", "dst_type", "dst_lev", "dmos_std", "dmos"]
+    write_xlsx(root / "csiq.DMOS.xlsx", [header, [1600, "noise", None, 0.05, 0.062]], "all_by_image")
+    refused("csiq", root, ValueError, r"the level of 1600 in csiq\.DMOS\.xlsx is None; expected a number")
+
+
 def test_tables_of_the_wrong_kind(tree, tmp_path):
     root = tree("csv")
     write_csv(root / "mos.csv", ["picture", "score"], ["a.png", 1])

@@ -105,6 +105,49 @@ def test_command_line(config, monkeypatch):
         prompts.main(["--dataset", "csv"])
 
 
+BAD = {
+    "model": ({"model": "tiny"}, "model is 'tiny'; expected one of qualiclip+, clipiqa+"),
+    "data set": ({"dataset": "koniq"}, "unknown data set 'koniq'"),
+    "root": ({"root": "nowhere"}, "nowhere"),
+    "base": ({"base": "gone.pth"}, "there is no weights file gone.pth"),
+    "epochs": ({"epochs": 0}, "epochs is 0; expected 1 or more"),
+    "crop": ({"crop": 8}, "crop is 8; expected 32 or more"),
+    "folder": ({"out": "."}, ". is a folder; expected the name of a file"),
+    "not a folder": ({"out": "/dev/null/plus.pth"}, "/dev/null: "),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_what_is_wrong_is_said_in_one_sentence_before_the_first_step(config, name, monkeypatch):
+    monkeypatch.setattr(prompts, "loss_of", lambda *given: pytest.fail("training has begun"))
+    change, message = BAD[name]
+    given = dataclasses.asdict(config) | change
+    with pytest.raises(SystemExit) as error:
+        prompts.main([f"--{key.replace('_', '-')}={value}" for key, value in given.items()])
+    said = str(error.value)
+    assert said.startswith("iqguide: error: ")
+    assert message in said
+    assert "\n" not in said
+
+
+def test_an_unreadable_held_out_picture_is_found_before_the_first_step(config, tmp_path, monkeypatch):
+    held_out = prompts.parts(load_dataset(config.dataset, config.root))[1]
+    held_out[-1].image.write_bytes(held_out[-1].image.read_bytes()[:200])
+    monkeypatch.setattr(prompts, "loss_of", lambda *given: pytest.fail("training has begun"))
+    with pytest.raises(ValueError, match=held_out[-1].image.name):
+        prompts.train(config)
+
+
+def test_the_prompts_are_written_before_they_are_measured(config, tmp_path, monkeypatch):
+    def broken(*given):
+        raise ValueError("the score NaN")
+
+    monkeypatch.setattr(prompts, "measure", broken)
+    with pytest.raises(ValueError, match="the score NaN"):
+        prompts.train(dataclasses.replace(config, epochs=1))
+    create_model("qualiclip+", weights=config.out, base=config.base, config=SMALL)
+
+
 def test_too_few_pictures(config):
     with pytest.raises(ValueError, match="24 pictures to learn from are less than a batch of 25"):
         prompts.train(dataclasses.replace(config, batch=25))

@@ -14,13 +14,24 @@ from accelerate.state import AcceleratorState
 from made_photographs import texture, training_folder
 from PIL import Image
 from safetensors.torch import load_file
+from scipy.sparse.csgraph import connected_components
 from scipy.stats import pearsonr
 from torch import nn
 
 import iqguide
 from iqguide.images import to_pil, to_tensor
 from iqguide.models.tiny import Tiny
-from iqguide.training import batches, calibrate, data, distill, finetune, objectives
+from iqguide.training import (
+    batches,
+    calibrate,
+    data,
+    distill,
+    distill_bpclip,
+    finetune,
+    fit_bpclip,
+    objectives,
+    refit,
+)
 from iqguide.training.config import FinetuneConfig, parse_config
 from iqguide.training.teacher import Squeezenet, ridge_opinions
 
@@ -66,6 +77,38 @@ def test_near_identical_pictures_stay_on_one_side(tmp_path):
         sides.add(bool(twins & names))
     assert sides == {False, True}
     assert data.split(photographs, 3) == data.split(photographs, 3)
+
+
+def test_groups_do_not_depend_on_how_many_rows_are_compared_at_once(tmp_path, monkeypatch):
+    """Chains of near-identical pictures, against the components of the whole graph; a flat picture is like none."""
+    rng = np.random.default_rng(0)
+    ends = rng.normal(size=(5, 16, 16))
+    for number in range(40):
+        walk = ends[number % 5] + 0.25 * (number // 5) * ends[(number + 1) % 5]
+        pixels = np.full((16, 16), 90.0) if number == 17 else 128 + 25 * walk
+        Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(tmp_path / f"{number:02}.png")
+    paths = [sorted(tmp_path.iterdir())[n] for n in rng.permutation(40)]
+    flat = np.stack([np.asarray(Image.open(path), dtype=float).ravel() for path in paths])
+    with np.errstate(invalid="ignore"):
+        edges = np.nan_to_num(np.corrcoef(flat)) > 0.95
+    component = connected_components(edges)[1]
+    expected = [int(np.flatnonzero(component == name)[0]) for name in component]
+    assert 6 < len(set(expected)) < 40
+    assert max(np.bincount(component)) > edges.sum(1).max()  # a chain, not only pairs
+    for block in (1, 3 * 40, 2**24):
+        monkeypatch.setattr(data, "BLOCK", block)
+        assert data.alike_groups(paths).tolist() == expected
+
+
+def test_held_out_crops_of_many_photographs_are_so_many_at_most(folder, monkeypatch):
+    config = FinetuneConfig(data=folder, crop=48)
+    monkeypatch.setattr(calibrate, "split", lambda photographs: ([], photographs))
+    everything = calibrate.held_out_crops(config)
+    assert len(everything) == 4 * 10
+    monkeypatch.setattr(calibrate, "MOST_CROPS", 39)
+    assert len(calibrate.held_out_crops(config)) == 4 * 5  # every second photograph
+    assert len(calibrate.held_out_crops(config, 1)) == 10
+    assert calibrate.held_out_crops(config)[:4].equal(everything[:4])
 
 
 def test_the_folder_is_read_in_order(folder):
@@ -400,7 +443,7 @@ def test_no_flags_are_the_defaults():
 @pytest.mark.parametrize("field", dataclasses.fields(FinetuneConfig), ids=lambda field: field.name)
 def test_every_setting_is_a_flag(field):
     flag, default = f"--{field.name.replace('_', '-')}", getattr(FinetuneConfig(), field.name)
-    values = {bool: True, int: 7, float: 0.125, dict: {"a": 1}, tuple: ("a", "b"), str: "qualiclip"}
+    values = {bool: True, int: 70, float: 0.125, dict: {"a": 1}, tuple: ("a", "b"), str: "qualiclip"}
     value = values.get(type(default), Path("a/b"))
     given = [
         flag,
@@ -578,6 +621,40 @@ def test_denoised_predictions_must_fit_the_crops(config, tmp_path):
 def test_resuming_from_nothing_is_refused(config, on_the_cpu, tmp_path):
     with pytest.raises(FileNotFoundError, match=r"no checkpoint in .*new to resume from"):
         finetune.train(dataclasses.replace(config, out=tmp_path / "new"), resume=True)
+
+
+def write_garbage(path):
+    path.write_bytes(b"no weights at all")
+    return path
+
+
+@pytest.mark.parametrize(
+    ("command", "files", "message"),
+    [
+        (refit, {"data": "nowhere", "init": "tiny"}, r"nowhere.*mos\.csv"),
+        (refit, {"data": "folder", "init": "gone.safetensors"}, r"there is no weights file .*gone\.safetensors"),
+        (refit, {"data": "folder", "init": "garbage.safetensors"}, r"garbage\.safetensors cannot be read as weights"),
+        (refit, {"data": "folder", "init": "tiny", "denoised": "garbage.pt"}, r"garbage\.pt cannot be read as weights"),
+        (fit_bpclip, {"data": "folder", "init": "gone.safetensors"}, r"there is no weights file .*gone\.safetensors"),
+        (fit_bpclip, {"data": "nowhere", "init": "mini"}, r"nowhere.*mos\.csv"),
+        (distill, {"data": "folder", "teacher": "gone.pt"}, r"there is no weights file .*gone\.pt"),
+        (distill, {"data": "folder", "teacher": "garbage.pt"}, r"garbage\.pt cannot be read as weights"),
+        (distill, {"data": "folder", "teacher": "other.pt"}, r"other\.pt has no conv1\.weight; expected SqueezeNet"),
+        (distill_bpclip, {"data": "folder", "teacher": "gone.pt"}, r"there is no weights file .*gone\.pt"),
+    ],
+)
+def test_what_cannot_be_read_is_said_in_one_sentence(folder, on_the_cpu, tmp_path, command, files, message):
+    torch.save({"other": torch.zeros(3)}, tmp_path / "other.pt")
+    assets = Path(iqguide.__file__).parent / "models/assets"
+    known = {"folder": folder, "tiny": assets / "tiny.safetensors", "mini": assets / "bpclip-mini.safetensors"}
+    for name in ("garbage.pt", "garbage.safetensors"):
+        write_garbage(tmp_path / name)
+    flags = [f"--{key}={known.get(name, tmp_path / name)}" for key, name in files.items()]
+    small = ["--crop=48", "--steps=1"] + (["--each=1", "--large=1", "--large-crop=64"] if command is refit else [])
+    with pytest.raises(SystemExit, match=rf"^iqguide: error: .*{message}") as error:
+        command.main([*flags, f"--out={tmp_path / 'out'}", *small])
+    assert "\n" not in str(error.value)
+    assert "weights_only" not in str(error.value)
 
 
 def test_accelerate_launches_it(folder, tmp_path):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import torch
 from scipy.optimize import curve_fit
@@ -15,10 +17,25 @@ from .batches import Crops
 from .config import FinetuneConfig
 from .data import Photograph, clean_photographs, read_with_reference, scored_parts, split, to_tensor
 
+MOST_CROPS = 512
+"""Held-out crops are in memory all at once; of more photographs than give so many, every second, third ... is taken."""
+
+
+def uses_clean(config: FinetuneConfig) -> bool:
+    """Whether a run ends on clean photographs: `calibrate` and `measure` read those that are held out."""
+    return config.model == "tiny" or config.clean is not None or (config.data / "pristine").is_dir()
+
+
+def uses_scores(config: FinetuneConfig) -> bool:
+    """Whether a run ends on scored pictures: `calibrate` and `measure` read them whole."""
+    own = not config.full_reference and (config.data / "live-challenge").is_dir()  # which has no references
+    return config.model == "tiny" or bool(config.dataset) or own
+
 
 def held_out_crops(config: FinetuneConfig, each: int = 4) -> Tensor:
-    """Crops of the clean photographs that are never trained on, (N, 3, crop, crop) in [0, 1]."""
+    """At most `MOST_CROPS` crops of the clean photographs that are never trained on, (N, 3, crop, crop) in [0, 1]."""
     photographs = split(clean_photographs(config.data, config.clean))[1]
+    photographs = photographs[:: math.ceil(len(photographs) * each / MOST_CROPS)]
     return Crops(photographs, config.crop, each, np.random.default_rng(config.seed)).images.float() / 255
 
 
@@ -76,11 +93,10 @@ def measure(model: nn.Module, config: FinetuneConfig) -> dict[str, float]:
         What the data has no pictures for is left out.
     """
     figures = {}
-    # live-challenge/ has no references
-    if config.dataset or (not config.full_reference and (config.data / "live-challenge").is_dir()):
+    if uses_scores(config):
         held_out = scored_parts(config.data, config.dataset, config.root, full_reference=config.full_reference)[2]
         figures |= agreement(model, held_out, config.validation_size)
-    if config.clean or (config.data / "pristine").is_dir():
+    if uses_clean(config):
         figures |= ladder_steps(model, held_out_crops(config, 1), config.seed, config.full_reference)
     return figures
 

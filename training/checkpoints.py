@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator
+from safetensors import SafetensorError
 from torch import nn
 
+from .errors import reason
 from .learners import Judge
+
+SETTINGS = "settings.json"
+MAY_CHANGE = ("out", "workers", "tracker", "gradient_checkpointing")
+"""Settings that a resumed run may have anew: they do not change what comes out."""
 
 
 @dataclass
@@ -46,13 +56,26 @@ class State:
         self.step, self.best, self.best_step = saved["step"], saved["best"], saved["best_step"]
 
 
-def write_checkpoint(accelerator: Accelerator, out: Path, step: int) -> None:
-    """Write OUT/checkpoint-STEP, under its name only when it is whole, and delete the former one."""
+def write_checkpoint(accelerator: Accelerator, out: Path, step: int, settings: dict[str, Any]) -> None:
+    """Write OUT/checkpoint-STEP, under its name only when it is whole, and delete the former one.
+
+    Raises:
+        OSError: it cannot be written; the former one is still there.
+    """
     whole, unfinished = out / f"checkpoint-{step:07}", out / "checkpoint.part"
     if accelerator.is_main_process:
         shutil.rmtree(unfinished, ignore_errors=True)
     accelerator.wait_for_everyone()
-    accelerator.save_state(str(unfinished))
+    try:
+        accelerator.save_state(str(unfinished))
+        if accelerator.is_main_process:
+            (unfinished / SETTINGS).write_text(json.dumps(settings, indent=2) + "\n", "utf-8")
+    except (OSError, RuntimeError, SafetensorError) as error:  # torch and safetensors raise the latter for a full disk
+        shutil.rmtree(unfinished, ignore_errors=True)
+        raise OSError(
+            f"cannot write {whole} ({reason(error)}); free some space and go on from the checkpoint before it with "
+            "--resume."
+        ) from error
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
         former = [path for path in out.glob("checkpoint-*") if path != whole]
@@ -62,13 +85,34 @@ def write_checkpoint(accelerator: Accelerator, out: Path, step: int) -> None:
             shutil.rmtree(path)
 
 
-def read_checkpoint(accelerator: Accelerator, out: Path) -> None:
+def read_checkpoint(accelerator: Accelerator, out: Path, settings: dict[str, Any]) -> None:
     """Put the last checkpoint in place.
 
     Raises:
         FileNotFoundError: there is none.
+        ValueError: it is of a run with other settings, or damaged.
     """
     found = sorted(out.glob("checkpoint-*"))
     if not found:
         raise FileNotFoundError(f"there is no checkpoint in {out} to resume from; start without --resume.")
-    accelerator.load_state(str(found[-1]))
+    with _read(found[-1]):
+        former = dict(json.loads((found[-1] / SETTINGS).read_text("utf-8")))
+    current = json.loads(json.dumps(settings))  # a tuple comes back as a list
+    for key in current:
+        if key not in MAY_CHANGE and former.get(key) != current[key]:
+            raise ValueError(
+                f"{key} is {current[key]!r} and was {former.get(key)!r} when {found[-1]} was written; resume with the "
+                "same settings, or start in another --out."
+            )
+    with _read(found[-1]):
+        accelerator.load_state(str(found[-1]))
+
+
+@contextmanager
+def _read(checkpoint: Path) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:  # damaged files make torch and safetensors raise almost any type
+        raise ValueError(
+            f"{checkpoint} cannot be read ({reason(error)[:200]}); it is damaged: delete it and start without --resume."
+        ) from error

@@ -5,13 +5,16 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import math
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from pathlib import Path
 from types import UnionType
 from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
 
+from ..images import MIN_SIDE
 from ..models.catalog import get_spec
+from .errors import Parser, reason
 
 MODELS = ("tiny", "qualiclip", "bpclip", "bpclip-fr", "bpclip-mini")
 CHOICES = {
@@ -20,6 +23,20 @@ CHOICES = {
     "mixed_precision": ("no", "bf16", "fp16"),
     "tracker": ("", "tensorboard", "wandb"),
 }
+WEIGHTS = (
+    *("ranking_weight", "severity_weight", "opinion_weight", "squared_weight", "prompt_weight"),
+    *("alignment_weight", "penalty_weight", "attack_weight", "denoised_weight"),
+)
+RANGES: dict[str, tuple[float, float]] = {
+    **dict.fromkeys(("steps", "accumulate", "checkpoint_every", "warmup", "ladders", "opinions"), (1, math.inf)),
+    **dict.fromkeys(("seed", "workers", "cut", "aligned", "validation_size", *WEIGHTS), (0, math.inf)),
+    **dict.fromkeys(("lr", "weight_decay", "clip", "attack_step"), (0, math.inf)),
+    **dict.fromkeys(("rungs", "levels"), (2, math.inf)),
+    **dict.fromkeys(("crop", "opinion_crop"), (MIN_SIDE, math.inf)),
+    **dict.fromkeys(("last_lr", "beta2", "ema"), (0, 1)),
+    "validation": (0, 0.9),
+}
+"""Lowest and highest value of a setting."""
 
 
 @dataclass(frozen=True)
@@ -91,15 +108,32 @@ class FinetuneConfig:
             if getattr(self, name) not in choices:
                 known = ", ".join(repr(choice) for choice in choices)
                 raise ValueError(f"{name} is {getattr(self, name)!r}; expected one of {known}.")
-        for name in ("steps", "accumulate", "checkpoint_every"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; expected 1 or more.")
+        check_ranges(self, RANGES)
+        if 0 < self.validation_size < MIN_SIDE:
+            raise ValueError(f"validation_size is {self.validation_size}; expected 0 or {MIN_SIDE} or more.")
+        for start, factor in self.lr_factors.items():
+            if not isinstance(factor, int | float) or not 0 <= factor < math.inf:
+                raise ValueError(f"lr_factors has {factor!r} for {start!r}; expected a number of 0 or more.")
         if bool(self.dataset) != bool(self.root):
             raise ValueError("dataset and root belong together; give both or none.")
         if self.twins == "published" and self.levels > 5:
             raise ValueError(f"levels is {self.levels}; expected at most 5, which is how many are published.")
         if self.prompt_weight and self.model != "qualiclip":
             raise ValueError(f"prompt_weight is {self.prompt_weight} and {self.model} has no prompts; set it to 0.")
+        if not (any(getattr(self, name) for name in WEIGHTS[:5]) or self.aligns or self.predicts):
+            raise ValueError(
+                "no objective has a weight above 0, so nothing would be learnt; give ranking_weight or another."
+            )
+
+    @property
+    def aligns(self) -> bool:
+        """Whether pictures are seen for the sake of their gradient."""
+        return self.aligned > 0 and (self.second_order or self.attack_weight > 0)
+
+    @property
+    def predicts(self) -> bool:
+        """Whether denoised predictions are ranked."""
+        return self.denoised is not None and self.aligned > 0 and self.denoised_weight > 0
 
     @property
     def second_order(self) -> bool:
@@ -110,6 +144,15 @@ class FinetuneConfig:
     def full_reference(self) -> bool:
         """Whether the model compares pictures with a reference."""
         return get_spec(self.model).full_reference
+
+
+def check_ranges(settings: object, ranges: dict[str, tuple[float, float]]) -> None:
+    """Raise ValueError where an attribute is no number from the lowest to the highest one of its name."""
+    for name, (low, high) in ranges.items():
+        value = getattr(settings, name)
+        if not low <= value <= high or math.isinf(value):
+            expected = f"{low} or more" if high == math.inf else f"{low} to {high}"
+            raise ValueError(f"{name} is {value}; expected {expected}.")
 
 
 HINTS = {name: get_args(hint) for name, hint in get_type_hints(FinetuneConfig, include_extras=True).items()}
@@ -128,7 +171,9 @@ def read_config(path: Path) -> dict[str, Any]:
         values = _toml(path) if path.suffix == ".toml" else json.loads(path.read_text("utf-8"))
     except ValueError as error:
         raise ValueError(f"{path} cannot be read ({error}); expected JSON or TOML.") from error
-    values = values.get("config", values)  # run.json
+    values = values.get("config", values) if isinstance(values, dict) else values  # run.json
+    if not isinstance(values, dict):
+        raise ValueError(f"{path} holds {values!r}; expected settings by their names.")
     for key, value in values.items():
         if key not in HINTS:
             close = get_close_matches(key, HINTS, n=1)
@@ -161,7 +206,20 @@ def _typed(name: str, value: Any, source: object) -> Any:
     accepted = {Path: str, float: (int, float), tuple: list}.get(kind, kind)
     if not isinstance(value, accepted) or (kind is not bool and isinstance(value, bool)):
         raise ValueError(f"{name} in {source} is {value!r}; expected {kind.__name__}.")
+    if kind is tuple and not all(isinstance(item, str) for item in value):
+        raise ValueError(f"{name} in {source} is {value!r}; expected texts.")
     return kind(value)
+
+
+def _object(text: str) -> dict[str, Any]:
+    """A dict on the command line."""
+    try:
+        value = json.loads(text)
+    except ValueError:
+        value = None
+    if not isinstance(value, dict):
+        raise argparse.ArgumentTypeError(f"got {text!r}; expected JSON such as '{{\"name\": 1}}'")
+    return value
 
 
 def parse_config(arguments: list[str] | None = None) -> tuple[FinetuneConfig, bool]:
@@ -173,12 +231,12 @@ def parse_config(arguments: list[str] | None = None) -> tuple[FinetuneConfig, bo
     Returns:
         The settings, and whether to resume from the last checkpoint in `out`.
     """
-    parser = argparse.ArgumentParser(prog="accelerate launch -m iqguide.training.finetune")
+    parser = Parser(prog="accelerate launch -m iqguide.training.finetune")
     parser.add_argument("--config", type=Path, help="JSON or TOML file of settings, or a run.json to run again")
     defaults = FinetuneConfig()
     for name in HINTS:
         kind, text = _kind(name)[0], HINTS[name][1]
-        reading: dict[str, Any] = {"type": {dict: json.loads}.get(kind, kind)}
+        reading: dict[str, Any] = {"type": {dict: _object}.get(kind, kind)}
         if kind is bool:
             reading = {"action": argparse.BooleanOptionalAction}
         elif kind is tuple:
@@ -193,8 +251,8 @@ def parse_config(arguments: list[str] | None = None) -> tuple[FinetuneConfig, bo
         given["freeze"] = tuple(given["freeze"])
     try:
         return FinetuneConfig(**((read_config(path) if path else {}) | given)), resume
-    except (ValueError, FileNotFoundError) as error:
-        parser.error(str(error))
+    except (ValueError, OSError) as error:
+        parser.error(reason(error))
 
 
 def jsonable(config: FinetuneConfig) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from .datasets import load_dataset, official_split, seeded_splits
 
 GOOD = 55.0  # mean opinion score above which a photograph, at half its size, counts as clean
 HELD_OUT = 5  # one picture group in five is never trained on
+BLOCK = 2**24  # correlations of thumbnails that are in memory at once
 
 
 @dataclass(frozen=True)
@@ -83,7 +84,7 @@ def scored_parts(
     """
     if not dataset:
         kept, held_out = split(scored_photographs(data))
-        learnt, chosen_by = split(kept, 1, validation)
+        learnt, chosen_by = split(kept, 1, validation) if validation else (kept, [])
     else:
         samples = load_dataset(dataset, root)
         official = any(sample.part == "test" for sample in samples)
@@ -141,16 +142,18 @@ def alike_groups(paths: Sequence[Path]) -> np.ndarray:
     Two pictures are near-identical when their 16x16 grey thumbnails, standardised, correlate above 0.95; chains of such
     pairs make one group.
     """
-    thumbnails = []
-    for path in paths:
+    thumbnails = np.empty((len(paths), 256))
+    for row, path in enumerate(paths):
         grey = read(path).convert("L").resize((16, 16), Image.Resampling.BOX)
         values = np.asarray(grey, dtype=np.float64).ravel()
-        thumbnails.append((values - values.mean()) / (values.std() + 1e-6))
-    alike = np.stack(thumbnails) @ np.stack(thumbnails).T / 256 > 0.95
+        thumbnails[row] = (values - values.mean()) / (values.std() + 1e-6)
     group = np.arange(len(paths))
-    for row in range(len(paths)):  # the smallest index that a picture is linked to, through any chain
-        linked = alike[row].nonzero()[0]
-        group[np.isin(group, group[linked])] = group[linked].min()
+    rows = max(1, BLOCK // max(1, len(paths)))
+    for start in range(0, len(paths), rows):
+        for alike in thumbnails[start : start + rows] @ thumbnails.T / 256 > 0.95:
+            linked = alike.nonzero()[0]
+            if len(linked) > 1:  # the smallest index that a picture is linked to, through any chain
+                group[np.isin(group, group[linked])] = group[linked].min()
     return group
 
 

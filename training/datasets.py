@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .tables import Finder, existing, number, read_csv, read_mat, read_xlsx
+from .tables import Finder, existing, number, read_csv, read_mat, read_text, read_xlsx
 
 SPLITS, HELD_OUT = 10, 0.2
 PARTS = {"training": "train", "train": "train", "validation": "validation", "val": "validation", "test": "test"}
@@ -102,9 +102,13 @@ def kadid(root: Path) -> Iterator[Sample]:
 def tid2013(root: Path) -> Iterator[Sample]:
     """TID2013: `distorted_images/`, `reference_images/`, `mos_with_names.txt`; the case of the names varies."""
     images, references = Finder(existing(root, "distorted_images")), Finder(existing(root, "reference_images"))
-    for line in existing(root, "mos_with_names.txt").read_text("utf-8").splitlines():
+    path = existing(root, "mos_with_names.txt")
+    for place, line in enumerate(read_text(path).splitlines(), 1):
         if line.strip():
-            mos, name = line.split()
+            words = line.split()
+            if len(words) != 2:
+                raise ValueError(f"line {place} of {path} has {len(words)} words; expected a score and a name.")
+            mos, name = words
             source = name.split("_")[0].lower()
             yield Sample(images(name), number(mos, name), None, references(f"{source}.bmp"), source)
 
@@ -117,8 +121,8 @@ def csiq(root: Path) -> Iterator[Sample]:
     columns = ["image", "dst_type", "dst_lev", "dmos_std", "dmos"]
     for row in read_xlsx(existing(root, "csiq.DMOS.xlsx"), columns, "all_by_image"):
         source = f"{row['image']:g}" if isinstance(row["image"], float) else str(row["image"])  # one is called 1600
-        kind = str(row["dst_type"])
-        name = f"{source}.{tokens.get(kind, kind)}.{int(row['dst_lev'])}.png"
+        kind, level = str(row["dst_type"]), number(row["dst_lev"], f"{source} in csiq.DMOS.xlsx", "level")
+        name = f"{source}.{tokens.get(kind, kind)}.{level:g}.png"
         mos, std = number(row["dmos"], name), number(row["dmos_std"], name)
         yield Sample(images(name), mos, std, references(f"{source}.png"), source)
 

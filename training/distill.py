@@ -16,16 +16,17 @@ from pathlib import Path
 import numpy as np
 import torch
 from accelerate import Accelerator
-from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from ..models.save import save_tiny
+from ..models.create import create_model
+from ..models.save import save_model
 from ..models.tiny import WIDTHS, Tiny
 from . import batches, distortions
 from .batches import Crops
 from .data import clean_photographs, scored_photographs, split
+from .errors import Parser, one_sentence
 from .teacher import Squeezenet
 
 FIRES = (3, 7, 9)  # at a quarter, an eighth and a sixteenth of the size, as the last three stages of `tiny`
@@ -91,8 +92,9 @@ def imitate(
     args.out.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng([args.seed, accelerator.process_index])
     generator = torch.Generator().manual_seed(args.seed + accelerator.process_index)
+    teacher = Squeezenet(args.teacher)
     photographs = split(clean_photographs(args.data))[0] + split(scored_photographs(args.data))[0]
-    crops, teacher = Crops(photographs, args.crop, 12, rng), Squeezenet(args.teacher)
+    crops = Crops(photographs, args.crop, 12, rng)
     learning = [parameter for parameter in student.parameters() if parameter.requires_grad]
     optimiser = torch.optim.AdamW(learning, args.lr, betas=(0.9, 0.99), weight_decay=0.02)
     student, optimiser = accelerator.prepare(student.to(memory_format=torch.channels_last), optimiser)
@@ -122,12 +124,12 @@ def distil(args: argparse.Namespace) -> None:
     torch.manual_seed(args.seed)
     student = Student()
     if args.init:
-        student.tiny.load_state_dict(load_file(args.init), strict=False)  # files leave the batch counters out
+        student.tiny.load_state_dict(create_model("tiny", weights=args.init).state_dict())
     student.tiny.head.requires_grad_(False)  # judging is learnt later
-    imitate(student, FIRES, args, lambda trained: save_tiny(trained.tiny, args.out / "tiny.safetensors"))
+    imitate(student, FIRES, args, lambda trained: save_model(trained.tiny, args.out / "tiny.safetensors"))
 
 
-def parser(name: str, result: str, steps: int) -> argparse.ArgumentParser:
+def parser(name: str, result: str, steps: int) -> Parser:
     """The flags that every imitation has.
 
     Args:
@@ -135,7 +137,7 @@ def parser(name: str, result: str, steps: int) -> argparse.ArgumentParser:
         result: name of the file that is written.
         steps: the default.
     """
-    flags = argparse.ArgumentParser(prog=f"accelerate launch -m iqguide.training.{name}")
+    flags = Parser(prog=f"accelerate launch -m iqguide.training.{name}")
     flags.add_argument("--data", type=Path, required=True, help="folder with pristine/ and live-challenge/")
     flags.add_argument("--teacher", type=Path, required=True, help="SqueezeNet 1.0 state dict")
     flags.add_argument("--out", type=Path, required=True, help=f"folder for {result}")
@@ -151,7 +153,9 @@ def main(arguments: list[str] | None = None) -> None:
     """Distil as the command line says."""
     flags = parser("distill", "tiny.safetensors", 1200)
     flags.add_argument("--init", type=Path, help="go on from this safetensors file instead of random weights")
-    distil(flags.parse_args(arguments))
+    args = flags.parse_args(arguments)
+    with one_sentence():
+        distil(args)
 
 
 if __name__ == "__main__":

@@ -14,9 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from ..models.bpclip import BPCLIP
-from ..models.bpclip_files import save_bpclip
 from ..models.create import create_model
+from ..models.save import save_model
 from .distill import imitate, parser
+from .errors import one_sentence
 
 FIRES = (3, 7, 9, 9)  # of strides 4, 8, 16 and 16, for the stages of strides 4 to 32
 FIRE_CHANNELS = (128, 384, 512, 512)
@@ -42,13 +43,15 @@ def distil(args: argparse.Namespace) -> None:
     model = create_model("bpclip-mini", weights="random", seed=args.seed).requires_grad_(False)
     model.backbone.train().requires_grad_(True)
     imitate(
-        Student(model), FIRES, args, lambda trained: save_bpclip(trained.model, args.out / "bpclip-mini.safetensors")
+        Student(model), FIRES, args, lambda trained: save_model(trained.model, args.out / "bpclip-mini.safetensors")
     )
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Distil as the command line says."""
-    distil(parser("distill_bpclip", "bpclip-mini.safetensors", 1300).parse_args(arguments))
+    args = parser("distill_bpclip", "bpclip-mini.safetensors", 1300).parse_args(arguments)
+    with one_sentence():
+        distil(args)
 
 
 if __name__ == "__main__":

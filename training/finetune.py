@@ -28,13 +28,14 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
+from ..images import atomic_write
 from ..models.create import create_model
 from ..models.save import save_model
-from ..models.weights import WeightsError
 from . import calibrate, learners, objectives
 from .batches import RAW_UNIT, ladders
 from .checkpoints import State, read_checkpoint, write_checkpoint
 from .config import FinetuneConfig, jsonable, parse_config
+from .errors import one_sentence
 from .material import CENTRE, Batches, Material, draws, gather, numbers
 
 
@@ -194,7 +195,7 @@ def report(state: State, config: FinetuneConfig, processes: int) -> dict[str, fl
     best = {"step": state.best_step, "srcc": state.best} if state.best_step else None
     record = {"config": jsonable(config), "step": state.step, "validation": best, "held_out": figures}
     record |= {"processes": processes, "torch": torch.__version__}
-    (config.out / "run.json").write_text(json.dumps(record, indent=2) + "\n")
+    atomic_write(config.out / "run.json", f"{json.dumps(record, indent=2)}\n".encode())
     return figures
 
 
@@ -203,7 +204,8 @@ def prepare(config: FinetuneConfig, resume: bool = False) -> tuple[Accelerator, 
 
     Raises:
         FileNotFoundError: data is missing, or with `resume` a checkpoint.
-        ValueError: data, a setting or the tracker is not what it should be.
+        OSError: OUT cannot be written.
+        ValueError: data, a setting, the tracker or, with `resume`, the checkpoint is not what it should be.
         WeightsError: the file to start from cannot be used.
     """
     if config.tracker and config.tracker not in [str(tracker) for tracker in get_available_trackers()]:
@@ -224,7 +226,7 @@ def prepare(config: FinetuneConfig, resume: bool = False) -> tuple[Accelerator, 
             raise ValueError(f"the tracker {config.tracker} cannot start: {error}") from error
     material, state = gather(config), start(config, accelerator)
     if resume:
-        read_checkpoint(accelerator, config.out)
+        read_checkpoint(accelerator, config.out, jsonable(config))
     return accelerator, material, state
 
 
@@ -252,7 +254,7 @@ def run(config: FinetuneConfig, accelerator: Accelerator, material: Material, st
         if state.step == config.steps or state.step % config.checkpoint_every == 0:
             figures = validate(state, material, config) if main_process else {}
             accelerator.log({f"validation_{key}": value for key, value in figures.items()}, state.step)
-            write_checkpoint(accelerator, config.out, state.step)
+            write_checkpoint(accelerator, config.out, state.step, jsonable(config))
             if main_process:
                 progress.write(f"step {state.step}: {listed(figures or found)}")
     progress.close()
@@ -266,11 +268,10 @@ def run(config: FinetuneConfig, accelerator: Accelerator, material: Material, st
 def main(arguments: list[str] | None = None) -> None:
     """Train with the settings on the command line; what is wrong with data or settings is said in one sentence."""
     config, resume = parse_config(arguments)
-    try:
+    with one_sentence():
         prepared = prepare(config, resume)
-    except (ValueError, FileNotFoundError, WeightsError, ImportError) as error:
-        raise SystemExit(f"iqguide: error: {error}") from error
-    run(config, *prepared)
+    with one_sentence((OSError,)):  # a full disk; the traceback of anything else is wanted
+        run(config, *prepared)
 
 
 if __name__ == "__main__":

@@ -22,15 +22,18 @@ from torch import Tensor
 from torch.nn import functional as F
 from tqdm import tqdm
 
+from ..images import atomic_write
 from ..models.bpclip import BPCLIP
-from ..models.bpclip_files import save_bpclip
 from ..models.create import create_model
+from ..models.save import save_model
 from . import batches, distortions, objectives
 from .batches import Crops, raw_units
 from .calibrate import held_out_crops, measure
 from .config import FinetuneConfig
-from .data import Photograph, clean_photographs, scored_photographs, split
+from .data import Photograph
 from .distill import learning_rate
+from .errors import Parser, one_sentence
+from .material import checked_parts, read_predictions
 from .refit import RESTORED
 
 DECAY = 0.995
@@ -121,10 +124,10 @@ def gather_opinions(model: BPCLIP, scored: list[Photograph], size: int, rng: np.
 def gather(model: BPCLIP, args: argparse.Namespace) -> Known:
     """Pool the maps of everything that is learnt from."""
     rng = np.random.default_rng(args.seed)
-    clean, scored = split(clean_photographs(args.data))[0], split(scored_photographs(args.data))[0]
+    clean, scored, _ = checked_parts(FinetuneConfig(data=args.data))
     ladders = gather_ladders(model, clean, args, rng)
     if args.denoised:
-        cache = torch.load(args.denoised, weights_only=True)
+        cache = read_predictions(args.denoised)
         pairs = [gated(model, cache[key].float() / 255) for key in ("clean", "degraded")]
         costs = torch.stack([torch.zeros_like(cache["severity"]), cache["severity"]], 1)
         ladders.append(Ladders(torch.stack(pairs, 1), costs))
@@ -207,7 +210,7 @@ def fit(model: BPCLIP, known: Known, args: argparse.Namespace) -> None:
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     """The settings on the command line."""
-    parser = argparse.ArgumentParser(prog="accelerate launch -m iqguide.training.fit_bpclip")
+    parser = Parser(prog="accelerate launch -m iqguide.training.fit_bpclip")
     parser.add_argument("--data", type=Path, required=True, help="folder with pristine/ and live-challenge/")
     parser.add_argument("--init", type=Path, required=True, help="bpclip-mini.safetensors whose backbone can see")
     parser.add_argument("--out", type=Path, required=True, help="folder for bpclip-mini.safetensors and run.json")
@@ -227,20 +230,26 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def main(arguments: list[str] | None = None) -> None:
-    """Fit as the command line says; writes OUT/bpclip-mini.safetensors, calibrated, and OUT/run.json."""
-    args = parse(arguments)
+def train(args: argparse.Namespace) -> None:
+    """Fit with the settings of the flags; writes OUT/bpclip-mini.safetensors, calibrated, and OUT/run.json."""
     torch.manual_seed(args.seed)
     args.out.mkdir(parents=True, exist_ok=True)
     model = create_model("bpclip-mini", weights=args.init, device=Accelerator().device)
     fit(model, gather(model, args), args)
     config = FinetuneConfig(data=args.data, out=args.out, crop=args.crop, seed=args.seed)
     model.calibrate_margin(held_out_crops(config).to(model.margin_mean.device).split(32))
-    save_bpclip(model, args.out / "bpclip-mini.safetensors")
+    save_model(model, args.out / "bpclip-mini.safetensors")
     settings = {key: str(value) if isinstance(value, Path) else value for key, value in vars(args).items()}
     record = {"settings": settings, "held_out": measure(model, config), "torch": torch.__version__}
-    (args.out / "run.json").write_text(json.dumps(record, indent=2) + "\n")
+    atomic_write(args.out / "run.json", f"{json.dumps(record, indent=2)}\n".encode())
     tqdm.write(", ".join(f"{key} {value:.3f}" for key, value in record["held_out"].items()))
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Fit as the command line says."""
+    args = parse(arguments)
+    with one_sentence():
+        train(args)
 
 
 if __name__ == "__main__":

@@ -78,7 +78,10 @@ def make(config: FinetuneConfig) -> Judge:
         options["config"] = _sizes(config.model, options["config"])
     if config.init is None:
         options.setdefault("seed", config.seed)
-    model = create_model(config.model, weights=str(config.init or "random"), **options)
+    try:
+        model = create_model(config.model, weights=str(config.init or "random"), **options)
+    except TypeError as error:  # an option that the model does not have, or a value of the wrong type
+        raise ValueError(f"the options {config.options} cannot be used: {error}") from error
     names = [name for name, _ in model.named_parameters()]
     for start in (*config.freeze, *config.lr_factors):
         if not any(name.startswith(start) for name in names):
@@ -93,6 +96,8 @@ def make(config: FinetuneConfig) -> Judge:
 def _sizes(name: str, given: dict[str, Any]) -> ClipConfig | BPCLIPConfig:
     """The sizes in a config file as the model wants them."""
     base = {"qualiclip": ClipConfig(), "bpclip": FULL, "bpclip-fr": FULL_REFERENCE, "bpclip-mini": MINI}.get(name)
+    if not isinstance(given, dict):
+        raise ValueError(f"config in options is {given!r}; expected sizes by their names.")
     known = [] if base is None else [item.name for item in dataclasses.fields(base)]
     unknown = [key for key in given if key not in known]
     if unknown:
@@ -130,6 +135,6 @@ def finish(model: nn.Module, config: FinetuneConfig) -> None:
     """
     if config.model == "tiny":
         calibrate.calibrate(model, config)
-    elif not config.full_reference and (config.clean or (config.data / "pristine").is_dir()):
+    elif not config.full_reference and calibrate.uses_clean(config):
         crops = calibrate.held_out_crops(config).to(model.margin_mean.device)
         model.calibrate_margin(crops.split(32))

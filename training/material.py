@@ -4,16 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
+from tqdm import tqdm
 
-from . import batches
+from ..images import MIN_SIDE
+from ..models.weights import WeightsError, read_weights
+from . import batches, calibrate
 from .batches import Crops, Opinions
 from .config import FinetuneConfig
-from .data import Photograph, clean_photographs, scored_parts, split
+from .data import Photograph, clean_photographs, read_with_reference, scored_parts, split
 
 Draws = tuple[np.random.Generator, torch.Generator]
 CENTRE, LADDER, OPINION, TWINS, PAIR, PREDICTION = range(6)  # kinds of draws, which must not repeat each other
@@ -38,27 +42,82 @@ def gather(config: FinetuneConfig) -> Material:
 
     Raises:
         FileNotFoundError: the data folder lacks pictures or scores.
-        ValueError: a table of scores or a picture is damaged, references are missing, or the denoised predictions are
-            not as large as the crops that they are mixed with.
+        ValueError: as `checked_parts` and `read_predictions`.
+        WeightsError: the file of the teacher or of the denoised predictions cannot be used.
     """
     rng = np.random.default_rng(config.seed)
-    denoised = torch.load(config.denoised, weights_only=True) if config.denoised else None
-    if denoised is not None and denoised["clean"].shape[-1] != config.crop:
-        side = denoised["clean"].shape[-1]
-        raise ValueError(f"the pictures in {config.denoised} are {side} px; expected {config.crop}: use --crop {side}.")
+    denoised = read_predictions(config.denoised, config.crop) if config.denoised else None
+    clean, scored, validation = checked_parts(config)
+    crops = Crops(clean, config.crop + 16, config.cut, rng) if _degrades(config) else None
+    opinions = batches.opinions(scored, config.teacher, config.opinion_crop, rng) if _asks_people(config) else None
+    return Material(crops, opinions, denoised, validation)
+
+
+def read_predictions(path: Path, side: int | None = None) -> dict[str, Tensor]:
+    """A cache of denoised predictions: `clean` and `degraded` (N, 3, s, s) uint8, `severity` (N,).
+
+    Args:
+        path: the file.
+        side: what s has to be, in px; None for anything.
+
+    Raises:
+        ValueError: s is another.
+        WeightsError: the file is missing, damaged, or holds something else.
+    """
+    found = read_weights(path)[0]
+    got = found["clean"].shape[-1] if "clean" in found else side
+    if side is not None and got != side:
+        raise ValueError(f"the pictures in {path} are {got} px; expected {side}: use --crop {got}.")
+    shapes = [tuple(found[name].shape) if name in found else None for name in ("clean", "degraded", "severity")]
+    if None in shapes or shapes[0] != shapes[1] or len(shapes[0]) != 4 or shapes[2] != shapes[0][:1]:
+        raise WeightsError(
+            f"{path} has clean, degraded and severity of the shapes {', '.join(map(str, shapes))}; expected two of "
+            "(N, 3, s, s) and one of (N,), as recipes/demo_generator/denoised.py writes them."
+        )
+    return found
+
+
+def checked_parts(config: FinetuneConfig) -> tuple[list[Photograph], list[Photograph], list[Photograph]]:
+    """The clean photographs and the scored pictures to learn from, and those that choose the best checkpoint.
+
+    Held-out pictures, which `calibrate` and `measure` read after the last step, are opened here, so that none of them
+    can end a run without its result.
+
+    Raises:
+        FileNotFoundError: the data folder lacks pictures or scores.
+        ValueError: a table of scores or a picture is damaged, a picture is too small, references are missing, or there
+            are too few pictures to hold some out.
+    """
+    clean: list[Photograph] = []
     scored: list[Photograph] = []
     validation: list[Photograph] = []
-    if config.opinion_weight or config.squared_weight or config.validation or config.dataset:  # measured on in the end
-        scored, validation, _ = scored_parts(
+    if _asks_people(config) or config.validation or calibrate.uses_scores(config):
+        scored, validation, held_out = scored_parts(
             config.data, config.dataset, config.root, config.validation, config.full_reference
         )
-    clean = []
-    if config.ranking_weight or config.severity_weight or config.prompt_weight or _aligned(config):
-        clean = split(clean_photographs(config.data, config.clean))[0]
-    crops = Crops(clean, config.crop + 16, config.cut, rng) if clean else None
-    asked = config.opinion_weight or config.squared_weight
-    opinions = batches.opinions(scored, config.teacher, config.opinion_crop, rng) if asked else None
-    return Material(crops, opinions, denoised, validation)
+        if _asks_people(config) or config.model == "tiny":  # whose score is fitted to them
+            _require(scored, 2, "scored pictures are left to learn from")
+        _require(held_out, 2, "scored pictures are held out")
+        for photograph in tqdm([*scored, *validation, *held_out], desc="scored pictures"):
+            _require_readable(photograph)
+    if _degrades(config) or calibrate.uses_clean(config):
+        clean, aside = split(clean_photographs(config.data, config.clean))
+        if calibrate.uses_clean(config):
+            _require(aside, 2, "clean photographs are held out")
+    return clean, scored, validation
+
+
+def _require(photographs: list[Photograph], count: int, what: str) -> None:
+    if len(photographs) < count:
+        raise ValueError(f"{len(photographs)} {what}; expected {count} or more: give ten or more different pictures.")
+
+
+def _require_readable(photograph: Photograph) -> None:
+    size = read_with_reference(photograph)[0].size
+    if min(size) < MIN_SIDE:
+        raise ValueError(
+            f"{photograph.path} is {size[0]}x{size[1]} px; expected {MIN_SIDE} or more on the short side: leave it out."
+        )
 
 
 def draws(config: FinetuneConfig, *place: int) -> Draws:
@@ -93,13 +152,13 @@ class Batches(Dataset):
         config, found = self.config, {}
         if config.ranking_weight or config.severity_weight:
             found |= self._collect(LADDER, config.ladders, number, self._ladder)
-        if config.opinion_weight or config.squared_weight:
+        if _asks_people(config):
             found |= self._collect(OPINION, config.opinions, number, self._opinion)
         if config.prompt_weight:
             found |= self._collect(TWINS, config.ladders, number, self._twins)
-        if self.material.denoised is not None and config.denoised_weight:
+        if config.predicts:
             found |= self._collect(PREDICTION, 2 * config.aligned, number, self._prediction)
-        if _aligned(config):
+        if config.aligns:
             found |= self._collect(PAIR, config.aligned, number, self._pair)
         return found
 
@@ -145,8 +204,12 @@ class Batches(Dataset):
         return {"degraded": degraded, "clean": clean, "severity": severity, "step": step}
 
 
-def _aligned(config: FinetuneConfig) -> bool:
-    return config.aligned > 0 and (config.second_order or config.attack_weight > 0)
+def _asks_people(config: FinetuneConfig) -> bool:
+    return bool(config.opinion_weight or config.squared_weight)
+
+
+def _degrades(config: FinetuneConfig) -> bool:
+    return bool(config.ranking_weight or config.severity_weight or config.prompt_weight or config.aligns)
 
 
 def numbers(config: FinetuneConfig, step: int) -> Iterator[int]:

@@ -13,9 +13,10 @@ Source:
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
+import io
 import json
+import math
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,12 +29,21 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from ..images import load_images, resize_short_side
-from ..models.learned_prompts import PromptTuning, save_prompts, start_tuning
+from ..images import MIN_SIDE, atomic_write, load_images, resize_short_side
+from ..models.learned_prompts import TEXTS, PromptTuning, save_prompts, start_tuning
 from . import objectives
+from .config import check_ranges
 from .correlation import correlations
 from .datasets import Sample, load_dataset, official_split, seeded_splits
+from .errors import Parser, one_sentence
 from .evaluate import score_samples
+
+RANGES: dict[str, tuple[float, float]] = {
+    **dict.fromkeys(("epochs", "batch"), (1, math.inf)),
+    **dict.fromkeys(("short_side", "lr", "seed"), (0, math.inf)),
+    "crop": (MIN_SIDE, math.inf),
+}
+"""Lowest and highest value of a setting."""
 
 
 @dataclass(frozen=True)
@@ -62,6 +72,13 @@ class PromptConfig:
     """Learning rate at the start; falls along a cosine."""
     seed: int = 0
     """Of everything random."""
+
+    def __post_init__(self) -> None:
+        check_ranges(self, RANGES)
+        if self.model not in TEXTS:
+            raise ValueError(f"model is {self.model!r}; expected one of {', '.join(TEXTS)}.")
+        if 0 < self.short_side < MIN_SIDE:
+            raise ValueError(f"short_side is {self.short_side}; expected 0 or {MIN_SIDE} or more.")
 
 
 class RandomCrops(Dataset):
@@ -96,19 +113,41 @@ def parts(samples: list[Sample]) -> tuple[list[Sample], list[Sample]]:
     return [samples[i] for i in train], [samples[i] for i in test]
 
 
+def gather(config: PromptConfig) -> tuple[list[Sample], list[Sample]]:
+    """Samples to learn from and held out, once everything that could end a run without its result is checked.
+
+    Raises:
+        ValueError: the data set is not what it should be (see `load_dataset`), too small to learn from or to measure
+            on, or a picture is damaged.
+        FileNotFoundError: pictures are missing.
+        OSError: OUT cannot be written.
+    """
+    learnt, held_out = parts(load_dataset(config.dataset, Path(config.root)))
+    if len(learnt) < config.batch:
+        raise ValueError(f"{len(learnt)} pictures to learn from are less than a batch of {config.batch}; reduce batch.")
+    if len({sample.opinion for sample in held_out}) < 2 or len(held_out) < 5:
+        raise ValueError(f"{len(held_out)} pictures are held out; expected five or more, with different scores.")
+    for sample in tqdm([*learnt, *held_out], desc="pictures"):
+        load_images(sample.image)
+    out = Path(config.out)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    if out.is_dir():
+        raise ValueError(f"{out} is a folder; expected the name of a file, such as {out / 'plus.pth'}.")
+    if not os.access(out.parent, os.W_OK):
+        raise PermissionError(f"{out.parent} cannot be written to; choose another folder for --out.")
+    return learnt, held_out
+
+
 def train(config: PromptConfig) -> PromptTuning:
     """Learn the prompts and write OUT and OUT's .json; returns the model.
 
     Raises:
-        ValueError: the data set is not what it should be; see `load_dataset`.
-        FileNotFoundError: pictures are missing.
+        ValueError, FileNotFoundError, OSError: as `gather`.
         WeightsError: the base is missing or damaged.
     """
     accelerator = Accelerator()
     set_seed(config.seed, device_specific=True)
-    learnt, held_out = parts(load_dataset(config.dataset, Path(config.root)))
-    if len(learnt) < config.batch:
-        raise ValueError(f"{len(learnt)} pictures to learn from are less than a batch of {config.batch}; reduce batch.")
+    learnt, held_out = gather(config)
     tuning = start_tuning(config.model, base=config.base, seed=config.seed).train()
     optimiser = torch.optim.Adam([tuning.prompts.ctx], config.lr)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, config.epochs)
@@ -126,9 +165,11 @@ def train(config: PromptConfig) -> PromptTuning:
         schedule.step()
     progress.close()
     tuning = accelerator.unwrap_model(model).eval()
+    if accelerator.is_main_process:
+        write(tuning, config)
     figures = measure(tuning, held_out, config, accelerator)
     if accelerator.is_main_process:
-        write(tuning, config, figures)
+        record(config, figures)
     return tuning
 
 
@@ -140,26 +181,30 @@ def measure(
     return correlations(scores, torch.tensor([sample.opinion for sample in held_out], dtype=torch.float64).numpy())
 
 
-def write(tuning: PromptTuning, config: PromptConfig, figures: dict[str, float]) -> None:
-    """The prompts, complete or not at all, and the settings and figures beside them."""
-    out = Path(config.out)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = out.with_suffix(".part")
-    save_prompts(tuning.prompts, unfinished)
-    os.replace(unfinished, out)
-    record = {**dataclasses.asdict(config), "held_out": figures, "torch": torch.__version__}
-    out.with_suffix(".json").write_text(json.dumps(record, indent=2) + "\n", "utf-8")
+def write(tuning: PromptTuning, config: PromptConfig) -> None:
+    """The prompts, complete or not at all."""
+    content = io.BytesIO()
+    save_prompts(tuning.prompts, content)
+    atomic_write(config.out, content.getvalue())
+
+
+def record(config: PromptConfig, figures: dict[str, float]) -> None:
+    """The settings and figures beside the prompts."""
+    found = {**dataclasses.asdict(config), "held_out": figures, "torch": torch.__version__}
+    atomic_write(Path(config.out).with_suffix(".json"), f"{json.dumps(found, indent=2)}\n".encode())
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Learn prompts with the settings on the command line."""
-    parser = argparse.ArgumentParser(prog="accelerate launch -m iqguide.training.prompts")
+    """Learn prompts with the settings on the command line; what is wrong with them is said in one sentence."""
+    parser = Parser(prog="accelerate launch -m iqguide.training.prompts")
     for item in dataclasses.fields(PromptConfig):
         required = item.default is dataclasses.MISSING
         kind = str if required else type(item.default)
         shown = {} if required else {"default": item.default, "help": "(%(default)s)"}
         parser.add_argument(f"--{item.name.replace('_', '-')}", type=kind, required=required, **shown)
-    train(PromptConfig(**vars(parser.parse_args(arguments))))
+    given = vars(parser.parse_args(arguments))
+    with one_sentence():
+        train(PromptConfig(**given))
 
 
 if __name__ == "__main__":

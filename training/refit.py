@@ -19,28 +19,22 @@ from pathlib import Path
 import numpy as np
 import torch
 from accelerate import Accelerator
-from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from ..models.save import save_tiny
+from ..images import atomic_write
+from ..models.create import create_model
+from ..models.save import save_model
 from ..models.tiny import Tiny
 from . import batches, distortions, objectives
 from .batches import Crops
 from .calibrate import calibrate, measure
 from .config import FinetuneConfig
-from .data import (
-    Photograph,
-    clean_photographs,
-    good_photographs,
-    random_crop,
-    read,
-    scored_photographs,
-    split,
-    to_tensor,
-)
+from .data import Photograph, good_photographs, random_crop, read, to_tensor
 from .distill import learning_rate
+from .errors import Parser, one_sentence
+from .material import checked_parts, read_predictions
 
 RESTORED = 0.02
 """How much of the way back to the clean crop the last rung goes: so little that it tells the slope."""
@@ -102,7 +96,7 @@ def whole_pictures(model: Tiny, photographs: list[Photograph]) -> Tensor:
 
 def prediction_statistics(model: Tiny, cache: Path) -> tuple[Tensor, Tensor]:
     """Statistics and severities of a cache of denoised predictions; see `Statistics`."""
-    found = torch.load(cache, weights_only=True)
+    found = read_predictions(cache)
     pairs = [
         pooled(model, found[key].float() / 255) for key in tqdm(("clean", "degraded"), desc="denoised predictions")
     ]
@@ -141,7 +135,7 @@ def gather_ladders(
 
 def gather(model: Tiny, args: argparse.Namespace) -> Statistics:
     """Everything the head learns from, from the training part of the data."""
-    clean, scored = split(clean_photographs(args.data))[0], split(scored_photographs(args.data))[0]
+    clean, scored, _ = checked_parts(FinetuneConfig(data=args.data))
     ladders, severities = gather_ladders(model, clean, good_photographs(scored), args)
     labels = torch.tensor([batches.raw_units(p.mos) for p in scored], dtype=torch.float32)
     predictions, costs = prediction_statistics(model, args.denoised) if args.denoised else (ladders[:0, :2], labels[:0])
@@ -215,7 +209,7 @@ def fit(model: Tiny, known: Statistics, args: argparse.Namespace, device: torch.
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     """The settings on the command line."""
-    parser = argparse.ArgumentParser(prog="accelerate launch -m iqguide.training.refit")
+    parser = Parser(prog="accelerate launch -m iqguide.training.refit")
     parser.add_argument("--data", type=Path, required=True, help="folder with pristine/ and live-challenge/")
     parser.add_argument("--init", type=Path, required=True, help="safetensors file whose head is to be fitted anew")
     parser.add_argument("--out", type=Path, required=True, help="folder for tiny.safetensors and run.json")
@@ -238,22 +232,28 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def main(arguments: list[str] | None = None) -> None:
-    """Refit as the command line says; writes OUT/tiny.safetensors, calibrated, and OUT/run.json."""
-    args = parse(arguments)
+def refit(args: argparse.Namespace) -> None:
+    """Refit with the settings of the flags; writes OUT/tiny.safetensors, calibrated, and OUT/run.json."""
     torch.manual_seed(args.seed)
     args.out.mkdir(parents=True, exist_ok=True)
     device = Accelerator().device
     model = Tiny().eval().requires_grad_(False).to(device, memory_format=torch.channels_last)
-    model.load_state_dict(load_file(args.init), strict=False)  # files leave the batch counters out
+    model.load_state_dict(create_model("tiny", weights=args.init).state_dict())
     fit(model, gather(model, args), args, device)
     config = FinetuneConfig(data=args.data, out=args.out, crop=args.crop, seed=args.seed)
     calibrate(model, config)
-    save_tiny(model, args.out / "tiny.safetensors")
+    save_model(model, args.out / "tiny.safetensors")
     settings = {key: str(value) if isinstance(value, Path) else value for key, value in vars(args).items()}
     record = {"settings": settings, "held_out": measure(model, config), "torch": torch.__version__}
-    (args.out / "run.json").write_text(json.dumps(record, indent=2) + "\n")
+    atomic_write(args.out / "run.json", f"{json.dumps(record, indent=2)}\n".encode())
     tqdm.write(", ".join(f"{key} {value:.3f}" for key, value in record["held_out"].items()))
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Refit as the command line says."""
+    args = parse(arguments)
+    with one_sentence():
+        refit(args)
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -27,15 +28,37 @@ def read_csv(path: Path, columns: Sequence[str], delimiter: str = ",") -> list[d
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it lacks one of the columns, or has no rows.
+        ValueError: it is no UTF-8 text or no table, lacks one of the columns, has no rows, or a row with too few or
+            too many cells.
     """
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        reader = csv.DictReader(file, delimiter=delimiter)
-        rows = list(reader)
+    reader, rows = csv.DictReader(io.StringIO(read_text(path), newline=""), delimiter=delimiter, strict=True), []
+    try:
+        for row in reader:
+            rows.append(row)
+            _check_cells(path, reader.line_num, row, columns)
+    except csv.Error as error:
+        raise ValueError(
+            f"line {reader.line_num + 1} of {path} cannot be read ({error}); look for a lonely quotation mark."
+        ) from error
     _check_columns(path, columns, reader.fieldnames or ())
     if not rows:
         raise ValueError(f"{path} has a header and no rows; expected one row per picture.")
     return rows
+
+
+def read_text(path: Path) -> str:
+    """The text of a UTF-8 file.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is in another encoding.
+    """
+    content = path.read_bytes()
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = content[: error.start].count(b"\n") + 1
+        raise ValueError(f"line {line} of {path} is no UTF-8 text; save the table as UTF-8.") from error
 
 
 def read_xlsx(path: Path, columns: Sequence[str], sheet: str | None = None) -> list[dict[str, Any]]:
@@ -93,16 +116,16 @@ def read_mat(path: Path, name: str) -> np.ndarray:
     return np.array([str(np.ravel(cell)[0]) for cell in flat]) if flat.dtype == object else flat
 
 
-def number(value: object, where: object) -> float:
+def number(value: object, where: object, what: str = "score") -> float:
     """A cell as a number.
 
     Raises:
-        ValueError: it is none; `where` says whose it is. NaN is a number here.
+        ValueError: it is none; `what` and `where` say of what and whose it is. NaN is a number here.
     """
     try:
         return float(value)
     except (TypeError, ValueError):
-        raise ValueError(f"the score of {where} is {value!r}; expected a number.") from None
+        raise ValueError(f"the {what} of {where} is {value!r}; expected a number.") from None
 
 
 class Finder:
@@ -116,6 +139,14 @@ class Finder:
     def __call__(self, name: str) -> Path:
         """The file of that name; where there is none, the path where it should be."""
         return self.files.get(name.lower(), self.folder / name)
+
+
+def _check_cells(path: Path, line: int, row: dict[str | None, Any], wanted: Sequence[str]) -> None:
+    missing = [name for name in wanted if row.get(name, "") is None]
+    if missing:
+        raise ValueError(f"line {line} of {path} has no {missing[0]}; expected a cell for every column of the header.")
+    if any(row.get(None, ())):  # such as a comma in a number
+        raise ValueError(f"line {line} of {path} has more cells than the header; put a cell with a comma in quotes.")
 
 
 def _check_columns(path: Path, wanted: Sequence[str], found: Sequence[str]) -> None:

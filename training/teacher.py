@@ -14,15 +14,33 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ..models.weights import WeightsError, read_weights
+
 MEANS_BGR = (104.0, 117.0, 123.0)
 TAPS = (3, 5, 7, 9)
 
 
 class Squeezenet:
-    """Feature maps of SqueezeNet 1.0, from a state dict with the layer names of its authors (`fire2/conv1x1_1`)."""
+    """Feature maps of SqueezeNet 1.0, from a state dict with the layer names of its authors (`fire2/conv1x1_1`).
+
+    Raises:
+        WeightsError: the file is missing, damaged, or another network.
+    """
 
     def __init__(self, path: Path) -> None:
-        self.weights = {k: v.float() for k, v in torch.load(path, weights_only=True).items()}
+        self.weights = {k: v.float() for k, v in read_weights(path)[0].items()}
+        layers = [
+            "conv1",
+            *(f"fire{n}/{part}" for n in range(2, 10) for part in ("conv1x1_1", "conv1x1_2", "conv3x3_2")),
+        ]
+        missing = [
+            f"{layer}.{kind}"
+            for layer in layers
+            for kind in ("weight", "bias")
+            if f"{layer}.{kind}" not in self.weights
+        ]
+        if missing:
+            raise WeightsError(f"{path} has no {missing[0]}; expected SqueezeNet 1.0 in its authors' names.")
 
     def _conv(self, x: Tensor, name: str, stride: int = 1, padding: int = 0) -> Tensor:
         weight, bias = self.weights[f"{name}.weight"], self.weights[f"{name}.bias"]

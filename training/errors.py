@@ -1,0 +1,41 @@
+"""What the user of a training command can mend is said in one sentence, without a traceback or a page of usage."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import NoReturn
+
+from ..models.weights import WeightsError
+
+FOR_PEOPLE = (ValueError, OSError, ImportError, WeightsError)
+"""Errors whose message alone says what to do; the traceback of any other is wanted."""
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser that says what is wrong and nothing else: the flags are many, and `--help` lists them."""
+
+    def error(self, message: str) -> NoReturn:
+        """Exit with status 2."""
+        self.exit(2, f"iqguide: error: {' '.join(message.split())}\n")
+
+
+@contextmanager
+def one_sentence(expected: tuple[type[Exception], ...] = FOR_PEOPLE) -> Iterator[None]:
+    """Turn the expected errors inside into an exit with one sentence; IQGUIDE_DEBUG=1 leaves them as they are."""
+    try:
+        yield
+    except expected as error:
+        if os.environ.get("IQGUIDE_DEBUG"):
+            raise
+        raise SystemExit(f"iqguide: error: {reason(error)}") from error
+
+
+def reason(error: Exception) -> str:
+    """What an error says, on one line and without the number that the system gives it."""
+    text = str(error)
+    if isinstance(error, OSError) and error.strerror:
+        text = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    return " ".join(text.split()) or type(error).__name__
