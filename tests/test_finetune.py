@@ -4,6 +4,7 @@ import dataclasses
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -452,6 +453,80 @@ def test_run_json_runs_again(config):
     assert (again / "tiny.safetensors").read_bytes() == (config.out / "tiny.safetensors").read_bytes()
 
 
+# --- checkpoints ---
+
+
+@pytest.fixture(scope="module")
+def finished_run(folder, tmp_path_factory):
+    """Settings of a run that has ended, its checkpoint kept."""
+    out = tmp_path_factory.mktemp("runs") / "finished"
+    config = FinetuneConfig(data=folder, out=out, mixed_precision="no", **(SMALL | PLAIN))
+    finetune.train(config)
+    return config
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"lr": 1e-5, "seed": 7}, r"seed is 7 and was 0 when .*checkpoint-0000002 was written; resume with the same"),
+        ({"steps": 4}, "steps is 4 and was 2 when"),
+        ({"model": "bpclip-mini"}, "model is 'bpclip-mini' and was 'tiny' when"),
+        ({"freeze": ("stages",)}, r"freeze is \['stages'\] and was \[\] when"),
+    ],
+)
+def test_a_run_is_not_resumed_with_other_settings(finished_run, change, message):
+    with pytest.raises(ValueError, match=message):
+        finetune.prepare(dataclasses.replace(finished_run, **change), resume=True)
+
+
+def test_a_run_is_resumed_with_another_number_of_workers(finished_run):
+    config = dataclasses.replace(finished_run, workers=1, gradient_checkpointing=True)
+    assert finetune.prepare(config, resume=True)[2].step == 2
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "optimizer.bin", "custom_checkpoint_0.pkl", "settings.json"])
+def test_a_damaged_checkpoint_is_refused(finished_run, tmp_path, name):
+    shutil.copytree(finished_run.out, tmp_path / "copy")
+    path = tmp_path / "copy" / "checkpoint-0000002" / name
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    with pytest.raises(
+        ValueError, match=r"checkpoint-0000002 cannot be read \(.*\); it is damaged: delete it"
+    ) as error:
+        finetune.prepare(dataclasses.replace(finished_run, out=tmp_path / "copy"), resume=True)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("size", "what"),
+    [(100_000, r"tiny\.safetensors"), (5_000_000, "checkpoint-0000002"), (10_000_000, "checkpoint-0000002")],
+    ids=["result", "model", "optimiser"],
+)
+def test_a_full_disk_leaves_the_checkpoint_before(config, monkeypatch, size, what):
+    """A limit on the size of files stands for the disk; at the second checkpoint something does not fit."""
+    resource = pytest.importorskip("resource")
+    step, limits = finetune.train_step, resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def filled(state, *given):
+        if state.step == 1:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
+        return step(state, *given)
+
+    monkeypatch.setattr(finetune, "train_step", filled)
+    flags = small_flags(SMALL | PLAIN | {"checkpoint_every": 1, "data": config.data, "out": config.out})
+    try:
+        with pytest.raises(SystemExit, match=rf"^iqguide: error: cannot write .*{what} \(.*\); free") as error:
+            finetune.main([*flags, "--mixed-precision=no"])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert "\n" not in str(error.value)
+    names = {path.name for path in config.out.iterdir()}
+    assert names == {"tiny.safetensors", "checkpoint-0000001"}
+    iqguide.create_model("tiny", weights=config.out / "tiny.safetensors")
+    monkeypatch.setattr(finetune, "train_step", step)
+    config = dataclasses.replace(config, checkpoint_every=1, **PLAIN)
+    assert finetune.prepare(config, resume=True)[2].step == 1
+
+
 # --- configs ---
 
 
@@ -490,6 +565,31 @@ BROKEN = {
     '{"dataset": "spaq"}': "dataset and root belong together",
     '{"prompt_weight": 1}': "prompt_weight is 1.0 and tiny has no prompts",
     '{"twins": "published", "levels": 6}': "levels is 6; expected at most 5, which is how many are published",
+    "[1]": r"c\.json holds \[1\]; expected settings by their names",
+    '{"config": 3}': r"c\.json holds 3; expected settings by their names",
+    '{"freeze": [1]}': r"freeze in .*c\.json is \[1\]; expected texts",
+    '{"lr": NaN}': "lr is nan; expected 0 or more",
+}
+FLAGS = {
+    "--warmup=0": "warmup is 0; expected 1 or more",
+    "--rungs=1": "rungs is 1; expected 2 or more",
+    "--ladders=0": "ladders is 0; expected 1 or more",
+    "--opinions=0": "opinions is 0; expected 1 or more",
+    "--crop=0": "crop is 0; expected 32 or more",
+    "--crop=16": "crop is 16; expected 32 or more",
+    "--workers=-1": "workers is -1; expected 0 or more",
+    "--validation=1.5": "validation is 1.5; expected 0 to 0.9",
+    "--validation-size=16": "validation_size is 16; expected 0 or 32 or more",
+    "--ema=2": "ema is 2.0; expected 0 to 1",
+    "--lr=inf": "lr is inf; expected 0 or more",
+    "--steps=many": "argument --steps: invalid int value: 'many'",
+    "--options=[1]": r"argument --options: got '\[1\]'; expected JSON such as",
+    "--options={": "argument --options: got '{'; expected JSON such as",
+    "--lr-factors=[1]": r"argument --lr-factors: got '\[1\]'; expected JSON such as",
+    '--lr-factors={"head": "x"}': "lr_factors has 'x' for 'head'; expected a number of 0 or more",
+    "--ranking-weight=0 --severity-weight=0 --opinion-weight=0 --aligned=0": "no objective has a weight above 0",
+    "--ranking-weight=0 --severity-weight=0 --opinion-weight=0 --alignment-weight=0 --penalty-weight=0"
+    " --attack-weight=0": "no objective has a weight above 0",
 }
 
 
@@ -504,7 +604,139 @@ def test_a_bad_config_is_refused_in_one_sentence(tmp_path, capsys, text, message
     assert re.search(message, said), said
 
 
+@pytest.mark.parametrize(("flags", "message"), FLAGS.items())
+def test_a_bad_flag_is_refused_in_one_sentence(capsys, flags, message):
+    with pytest.raises(SystemExit) as error:
+        finetune.main(re.split(" (?=--)", flags))
+    assert error.value.code == 2
+    assert re.fullmatch(rf"iqguide: error: .*{message}.*\n", capsys.readouterr().err)
+
+
+def test_denoised_predictions_are_not_asked_for_where_nothing_is_aligned(config, tmp_path):
+    pictures = torch.randint(0, 256, (4, 3, 48, 48), dtype=torch.uint8)
+    torch.save({"clean": pictures, "degraded": pictures, "severity": torch.ones(4)}, tmp_path / "cache.pt")
+    config = dataclasses.replace(config, denoised=tmp_path / "cache.pt", aligned=0)
+    assert "worse" not in material.Batches(material.gather(config), config)[0]
+
+
 # --- bad data, before any training time is lost ---
+
+
+def refused(flags, monkeypatch):
+    """What the command says about its flags."""
+    monkeypatch.setattr(finetune, "train_step", lambda *given: pytest.fail("training has begun"))
+    with pytest.raises(SystemExit, match=r"^iqguide: error: ") as error:
+        finetune.main([str(flag) for flag in [*flags, "--mixed-precision=no"]])
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+def small_flags(settings=SMALL):
+    return [f"--{key.replace('_', '-')}={value}" for key, value in settings.items()]
+
+
+UNUSABLE = {
+    '--options={"foo":1}': r"the options \{'foo': 1\} cannot be used: tiny has no option 'foo'",
+    '--options={"config":3}': "config in options is 3; expected sizes by their names",
+    '--options={"config":{"width":3}}': "tiny has no size 'width'",
+    "--denoised=GARBAGE": r"garbage\.pt cannot be read as weights \(no plain state dict\)",
+    "--denoised=OTHER": r"other\.pt has clean, degraded and severity of the shapes None, None, None; expected two of",
+    "--denoised=GONE": r"there is no weights file .*gone\.pt",
+    "--teacher=GARBAGE": r"garbage\.pt cannot be read as weights \(no plain state dict\)",
+    "--teacher=OTHER": r"other\.pt has no conv1\.weight; expected SqueezeNet 1\.0",
+    "--out=GARBAGE": r"garbage\.pt/out: Not a directory",
+}
+
+
+@pytest.mark.parametrize(("flag", "message"), UNUSABLE.items())
+def test_what_cannot_be_used_is_refused_before_the_first_step(folder, tmp_path, monkeypatch, flag, message):
+    (tmp_path / "garbage.pt").write_bytes(b"\x80\x02cnothing\nat all\n")
+    torch.save({"other": torch.zeros(3)}, tmp_path / "other.pt")
+    for name in ("garbage", "other", "gone"):
+        flag = flag.replace(name.upper(), str(tmp_path / f"{name}.pt"))
+    out = f"{flag}/out" if flag.startswith("--out") else f"--out={tmp_path / 'out'}"
+    said = refused([f"--data={folder}", flag, out, *small_flags()], monkeypatch)
+    assert re.search(message, said), said
+    assert "weights_only" not in said
+
+
+def own_table(root, count=20, sizes=None, last="test"):
+    """A CSV data set in which every fifth picture is held out."""
+    rng, rows = np.random.default_rng(0), ["image,mos,split"]
+    root.mkdir()
+    for number in range(count):
+        side = (sizes or {}).get(number, 64)
+        Image.fromarray(rng.integers(0, 255, (side, side, 3), dtype=np.uint8)).save(root / f"{number:02}.png")
+        rows.append(f"{number:02}.png,{number},{last if number % 5 == 4 else 'train'}")
+    (root / "mos.csv").write_text("\n".join(rows) + "\n")
+    return root
+
+
+def truncated_held_out(folder, root):
+    path = own_table(root / "t") / "09.png"
+    path.write_bytes(path.read_bytes()[:300])
+    return ["--dataset=csv", f"--root={path.parent}"], r"09\.png cannot be read as a picture .*; get it again"
+
+
+def small_held_out(folder, root):
+    table = own_table(root / "t", sizes={14: 20})
+    return ["--dataset=csv", f"--root={table}"], r"14\.png is 20x20 px; expected 32 or more on the short side"
+
+
+def small_own(folder, root):
+    shutil.copytree(folder, root / "data")
+    Image.open(folder / "live-challenge/images/03.jpg").resize((20, 20)).save(
+        root / "data/live-challenge/images/03.jpg"
+    )
+    return [f"--data={root / 'data'}"], r"03\.jpg is 20x20 px; expected 32 or more"
+
+
+def three_clean(folder, root):
+    (root / "clean").mkdir()
+    for number in range(3):
+        shutil.copy(folder / f"pristine/images/{number:02}.jpg", root / "clean")
+    return [f"--clean={root / 'clean'}"], "0 clean photographs are held out; expected 2 or more: give ten or more"
+
+
+def mini_with_three_clean(folder, root):
+    flags, message = three_clean(folder, root)
+    return [*flags, "--model=bpclip-mini"], message
+
+
+def no_clean(folder, root):
+    table = own_table(root / "t")
+    weights = ["--ranking-weight=0", "--severity-weight=0", "--alignment-weight=0", "--penalty-weight=0"]
+    flags = [f"--data={root}", "--dataset=csv", f"--root={table}", "--attack-weight=0", *weights]
+    return flags, r"no pictures in .*pristine.images; expected clean photographs"
+
+
+def two_scored(folder, root):
+    table = own_table(root / "t", 2)
+    return ["--dataset=csv", f"--root={table}"], "1 scored pictures are left to learn from; expected 2 or more"
+
+
+def five_scored(folder, root):
+    table = own_table(root / "t", 5)
+    return ["--dataset=csv", f"--root={table}"], "1 scored pictures are held out; expected 2 or more"
+
+
+def none_learnt(folder, root):
+    table = own_table(root / "t", 20)
+    (table / "mos.csv").write_text((table / "mos.csv").read_text().replace("train", "test"))
+    return ["--dataset=csv", f"--root={table}"], "0 scored pictures are left to learn from"
+
+
+LATE = (
+    *(truncated_held_out, small_held_out, small_own, three_clean, mini_with_three_clean, no_clean, two_scored),
+    *(five_scored, none_learnt),
+)
+
+
+@pytest.mark.parametrize("spoil", LATE, ids=lambda function: function.__name__)
+def test_what_would_fail_after_the_last_step_is_refused_before_the_first(folder, tmp_path, monkeypatch, spoil):
+    flags, message = spoil(folder, tmp_path)
+    said = refused([f"--data={folder}", f"--out={tmp_path / 'out'}", *small_flags(), *flags], monkeypatch)
+    assert re.search(message, said), said
 
 
 def spoil_missing(folder):
