@@ -639,6 +639,7 @@ UNUSABLE = {
     '--options={"foo":1}': r"the options \{'foo': 1\} cannot be used: tiny has no option 'foo'",
     '--options={"config":3}': "config in options is 3; expected sizes by their names",
     '--options={"config":{"width":3}}': "tiny has no size 'width'",
+    '--model=bpclip-mini --options={"config":{"width":"a"}}': r"the options .* cannot be used: ",
     "--denoised=GARBAGE": r"garbage\.pt cannot be read as weights \(no plain state dict\)",
     "--denoised=OTHER": r"other\.pt has clean, degraded and severity of the shapes None, None, None; expected two of",
     "--denoised=GONE": r"there is no weights file .*gone\.pt",
@@ -655,7 +656,7 @@ def test_what_cannot_be_used_is_refused_before_the_first_step(folder, tmp_path, 
     for name in ("garbage", "other", "gone"):
         flag = flag.replace(name.upper(), str(tmp_path / f"{name}.pt"))
     out = f"{flag}/out" if flag.startswith("--out") else f"--out={tmp_path / 'out'}"
-    said = refused([f"--data={folder}", flag, out, *small_flags()], monkeypatch)
+    said = refused([f"--data={folder}", *flag.split(), out, *small_flags()], monkeypatch)
     assert re.search(message, said), said
     assert "weights_only" not in said
 

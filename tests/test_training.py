@@ -636,6 +636,7 @@ def write_garbage(path):
         (refit, {"data": "folder", "init": "garbage.safetensors"}, r"garbage\.safetensors cannot be read as weights"),
         (refit, {"data": "folder", "init": "tiny", "denoised": "garbage.pt"}, r"garbage\.pt cannot be read as weights"),
         (fit_bpclip, {"data": "folder", "init": "gone.safetensors"}, r"there is no weights file .*gone\.safetensors"),
+        (fit_bpclip, {"data": "folder", "init": "mini", "denoised": "garbage.pt"}, r"garbage\.pt cannot be read as"),
         (fit_bpclip, {"data": "nowhere", "init": "mini"}, r"nowhere.*mos\.csv"),
         (distill, {"data": "folder", "teacher": "gone.pt"}, r"there is no weights file .*gone\.pt"),
         (distill, {"data": "folder", "teacher": "garbage.pt"}, r"garbage\.pt cannot be read as weights"),
@@ -643,7 +644,11 @@ def write_garbage(path):
         (distill_bpclip, {"data": "folder", "teacher": "gone.pt"}, r"there is no weights file .*gone\.pt"),
     ],
 )
-def test_what_cannot_be_read_is_said_in_one_sentence(folder, on_the_cpu, tmp_path, command, files, message):
+def test_what_cannot_be_read_is_said_in_one_sentence(
+    folder, on_the_cpu, tmp_path, monkeypatch, command, files, message
+):
+    for module in (refit, fit_bpclip):
+        monkeypatch.setattr(module, "gather_ladders", lambda *given: pytest.fail("work has begun"))
     torch.save({"other": torch.zeros(3)}, tmp_path / "other.pt")
     assets = Path(iqguide.__file__).parent / "models/assets"
     known = {"folder": folder, "tiny": assets / "tiny.safetensors", "mini": assets / "bpclip-mini.safetensors"}

@@ -124,10 +124,10 @@ def gather_opinions(model: BPCLIP, scored: list[Photograph], size: int, rng: np.
 def gather(model: BPCLIP, args: argparse.Namespace) -> Known:
     """Pool the maps of everything that is learnt from."""
     rng = np.random.default_rng(args.seed)
+    cache = read_predictions(args.denoised) if args.denoised else None
     clean, scored, _ = checked_parts(FinetuneConfig(data=args.data))
     ladders = gather_ladders(model, clean, args, rng)
-    if args.denoised:
-        cache = read_predictions(args.denoised)
+    if cache:
         pairs = [gated(model, cache[key].float() / 255) for key in ("clean", "degraded")]
         costs = torch.stack([torch.zeros_like(cache["severity"]), cache["severity"]], 1)
         ladders.append(Ladders(torch.stack(pairs, 1), costs))

@@ -74,11 +74,11 @@ def make(config: FinetuneConfig) -> Judge:
         WeightsError: the file to start from is missing or damaged.
     """
     options = dict(config.options)
-    if "config" in options:
-        options["config"] = _sizes(config.model, options["config"])
     if config.init is None:
         options.setdefault("seed", config.seed)
     try:
+        if "config" in options:
+            options["config"] = _sizes(config.model, options["config"])
         model = create_model(config.model, weights=str(config.init or "random"), **options)
     except TypeError as error:  # an option that the model does not have, or a value of the wrong type
         raise ValueError(f"the options {config.options} cannot be used: {error}") from error

@@ -94,9 +94,8 @@ def whole_pictures(model: Tiny, photographs: list[Photograph]) -> Tensor:
     return torch.cat(rows)
 
 
-def prediction_statistics(model: Tiny, cache: Path) -> tuple[Tensor, Tensor]:
+def prediction_statistics(model: Tiny, found: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
     """Statistics and severities of a cache of denoised predictions; see `Statistics`."""
-    found = read_predictions(cache)
     pairs = [
         pooled(model, found[key].float() / 255) for key in tqdm(("clean", "degraded"), desc="denoised predictions")
     ]
@@ -135,10 +134,11 @@ def gather_ladders(
 
 def gather(model: Tiny, args: argparse.Namespace) -> Statistics:
     """Everything the head learns from, from the training part of the data."""
+    cache = read_predictions(args.denoised) if args.denoised else None
     clean, scored, _ = checked_parts(FinetuneConfig(data=args.data))
     ladders, severities = gather_ladders(model, clean, good_photographs(scored), args)
     labels = torch.tensor([batches.raw_units(p.mos) for p in scored], dtype=torch.float32)
-    predictions, costs = prediction_statistics(model, args.denoised) if args.denoised else (ladders[:0, :2], labels[:0])
+    predictions, costs = prediction_statistics(model, cache) if cache else (ladders[:0, :2], labels[:0])
     return Statistics(ladders, severities, whole_pictures(model, scored), labels, predictions, costs)
 
 
