@@ -302,8 +302,8 @@ def _guidance(reward: Reward, strength: float | str | None, decoder: Any) -> Rew
 def _recorded(guidance: RewardGuidance | None) -> dict[str, Any]:
     """What a picture says of the guidance that it had: its strength, and the defaults of its day."""
     names = [field.name for field in fields(RewardGuidance) if field.name not in ("reward", "decoder", "scale")]
-    settings = guidance and {name: getattr(guidance, name) for name in names}
-    return {"guide": guidance.scale if guidance else None, "guidance": settings}
+    settings = {f"guide_{name}": getattr(guidance, name) for name in names} if guidance else {}
+    return {"guide": guidance.scale if guidance else None} | settings
 
 
 def _decoder(name: str | None, pipe: Any) -> Any:

@@ -8,7 +8,7 @@ import math
 SEEDS = 2**63
 """Seeds are below this: what torch takes."""
 MOST = 10**6
-"""Seeds in one list."""
+"""Seeds in one range."""
 
 
 def positive(text: str) -> int:
@@ -43,9 +43,12 @@ def seed_list(text: str) -> list[int]:
 
 def finite(text: str) -> float:
     """A number that is neither infinite nor NaN."""
-    value = float(text)
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
     if not math.isfinite(value):
-        raise argparse.ArgumentTypeError(f"got {text}; expected a finite number")
+        raise argparse.ArgumentTypeError(f"got {text!r}; expected a finite number")
     return value
 
 
@@ -55,7 +58,7 @@ def strength(text: str) -> float | str:
         return text
     try:
         return finite(text)
-    except ValueError:
+    except argparse.ArgumentTypeError:
         raise argparse.ArgumentTypeError(
             f"got {text!r}; expected a number: put PROMPT before --guide, or write --guide default"
         ) from None

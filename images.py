@@ -236,8 +236,8 @@ def atomic_write(path: str | os.PathLike, content: bytes) -> None:
     """Write a file that appears complete or not at all: to a temporary file beside it, then moved there.
 
     Args:
-        path: where the file shall be; an existing file is replaced. What is no file, such as a pipe or /dev/stdout, is
-            written to as it is.
+        path: where the file shall be; an existing file is replaced. What is no plain file, such as a link, a pipe or
+            /dev/stdout, is written to as it is.
         content: all of it.
 
     Raises:
@@ -245,7 +245,7 @@ def atomic_write(path: str | os.PathLike, content: bytes) -> None:
     """
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
-    special = path.exists() and not path.is_file()
+    special = path.is_symlink() or (path.exists() and not path.is_file())
     try:
         if special:
             path.write_bytes(content)

@@ -66,7 +66,8 @@ class WeightedSum:
 
     def __init__(self, *terms: tuple[Reward, float]) -> None:
         for term in terms or ((),):
-            if not (isinstance(term, (tuple, list)) and len(term) == 2 and callable(term[0])):
+            pair = isinstance(term, (tuple, list)) and len(term) == 2
+            if not (pair and callable(term[0]) and isinstance(term[1], (int, float))):
                 raise ValueError(f"got {term!r}; expected pairs: WeightedSum((reward, 1.0), (other, 0.5)).")
         weights = [weight for _, weight in terms]
         if not all(map(math.isfinite, weights)) or not any(weights):

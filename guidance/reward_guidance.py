@@ -104,7 +104,8 @@ class RewardGuidance:
         if not _is_window(self.noise_window):
             raise ValueError(
                 f"noise_window is {self.noise_window!r}; expected (start, stop) with 1 > start > stop > 0, for example"
-                " (0.6, 0.05): guidance acts while the noise level falls from start to stop. At 1 all is noise."
+                f" {RewardGuidance.noise_window}: guidance acts while the noise level falls from start to stop. At 1"
+                " all is noise."
             )
         if self.gradient not in ("denoised", "full"):
             raise ValueError(f"gradient is {self.gradient!r}; expected 'denoised' or 'full'.")

@@ -178,8 +178,16 @@ def check_rest(rest: Mapping[str, Any], source: object) -> None:
         raise WeightsError(f"{source} has {len(unknown)} tensors that are not expected (first: {unknown[0]}).")
 
 
-def load_calibration(model: AntonymScore, rest: Mapping[str, Tensor]) -> None:
-    """Take over the margin's mean and spread where the file has them."""
+def load_calibration(model: AntonymScore, rest: Mapping[str, Tensor], temperature: float | None = None) -> None:
+    """Take over the margin's mean and spread where the file has them.
+
+    Args:
+        model: whose temperature and alpha the logits will have.
+        rest: tensors of the file.
+        temperature: that of the file, at which they were measured; None for the model's.
+    """
+    alpha = float(rest.get("alpha", model.alpha))
+    change = float(model.alpha) / alpha * (temperature or model.temperature) / model.temperature  # of all logits
     for name in CALIBRATION:
         if name in rest:
-            getattr(model, name).copy_(rest[name])
+            getattr(model, name).copy_(rest[name] * change)

@@ -69,7 +69,7 @@ def build(
         weights: a CLIP checkpoint with both towers, in open_clip's or OpenAI's layout (489 tensors; a QualiCLIP file
             will do), or a file of `save_model`, which brings its pairs and its temperature; None for random weights.
         pairs: (positive, negative) prompts; None for those of the file, else for `PAIRS`.
-        temperature: divides the logits; None for that of the file, for which its margin is calibrated, else for 1.
+        temperature: divides the logits; None for that of the file, else for 1. The margin keeps its units.
         seed: of the random weights, which stand for the prompts too.
         config: sizes of the towers.
 
@@ -96,7 +96,7 @@ def build(
             raise ValueError(
                 f"{weights} brings its own pairs, {saved['pairs']}; leave the option out, or give a whole CLIP."
             )
-        return _from_saved(state, saved | asked, weights)
+        return _from_saved(state, saved, asked.get("temperature", saved["temperature"]), weights)
     if not state.text:
         raise WeightsError(f"{weights} has no text tower, which CLIP-IQA needs to read the prompts; give a whole CLIP.")
     features = encode_prompts(prompts, state.text, config, weights)
@@ -108,14 +108,14 @@ def build(
     return model
 
 
-def _from_saved(state: ClipState, saved: dict[str, Any], weights: Path) -> ClipIQA:
+def _from_saved(state: ClipState, saved: dict[str, Any], temperature: float, weights: Path) -> ClipIQA:
     """A file of `save_model`, which brings its pairs and their features along instead of a text tower."""
     with fixed_seed(0):
         tower = picture_tower(saved["clip"])
     load_strict(tower, state.picture, weights)
     features, alpha = state.rest["prompts_features"], read_alpha(state.rest, weights)
-    model = ClipIQA(tower, features, alpha, saved["temperature"], saved["pairs"])
-    load_calibration(model, state.rest)
+    model = ClipIQA(tower, features, alpha, temperature, saved["pairs"])
+    load_calibration(model, state.rest, saved["temperature"])
     return model
 
 

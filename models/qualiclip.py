@@ -102,5 +102,5 @@ def build(
         bare = not state.text and not state.rest.keys() & {"alpha", "logit_scale"}
         alpha = ALPHA if bare else read_alpha(state.rest, weights)
     model = QualiCLIP(tower, features, alpha, temperature)
-    load_calibration(model, state.rest)
+    load_calibration(model, state.rest, saved.get("temperature"))
     return model

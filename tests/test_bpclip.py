@@ -19,7 +19,7 @@ from iqguide.models.bpclip import make_backbone
 from iqguide.models.bpclip_blocks import Attention, GatedLocalPooling, Level, PositionalEncoding
 
 SMALL = BPCLIPConfig(
-    backbone="resnet18", channels=(8, 8, 16, 16), width=16, heads=2, mask_width=4, text_dim=16, positions=4
+    backbone="resnet18", channels=(16, 16, 24, 24), width=16, heads=2, mask_width=4, text_dim=16, positions=4
 )
 SMALL_FR = dataclasses.replace(SMALL, full_reference=True)
 

@@ -419,6 +419,7 @@ def test_bad_tables_are_one_sentence(tree, rows, kind, message):
     [
         (b'image,mos\na.png,1\n"c.png,2\n', r"line 3 of .*mos\.csv cannot be read .*lonely quotation mark"),
         (b"image,mos\na.png,1\nc.png\n", r"line 3 of .*mos\.csv has no mos; expected a cell for every column"),
+        (b"picture,score\na.png,1\nc.png,2,5\n", r"mos\.csv has no column"),
         (b"image,mos\na.png,1\nc.png,2,5\n", r"line 3 of .*mos\.csv has more cells than the header"),
         (b"image,mos\na.png,1\n\xe9.png,2\n", r"line 3 of .*mos\.csv is no UTF-8 text; save the table as UTF-8"),
     ],

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from made_photographs import training_folder
 from PIL import Image
@@ -27,7 +28,7 @@ pytestmark = pytest.mark.usefixtures("on_the_cpu")
 
 SMALL = {"crop": 48, "opinion_crop": 48, "ladders": 2, "rungs": 3, "opinions": 3, "aligned": 2, "cut": 2, "steps": 2}
 CLIP = {"layers": [1, 1, 1, 1], "width": 8, "head_width": 32, "embed_dim": 16, "image_size": 64}
-MINI = {"channels": [8, 8, 16, 16], "width": 16, "heads": 2, "mask_width": 8, "text_dim": 16, "head_width": 8}
+MINI = {"channels": [16, 16, 16, 16], "width": 16, "heads": 2, "mask_width": 8, "text_dim": 16, "head_width": 8}
 PLAIN = {"alignment_weight": 0.0, "penalty_weight": 0.0, "attack_weight": 0.0}
 CONFIGS = sorted((Path(__file__).parents[1] / "recipes" / "configs").glob("*.toml"))
 MODELS = {
@@ -489,11 +490,44 @@ def test_a_damaged_checkpoint_is_refused(finished_run, tmp_path, name):
     shutil.copytree(finished_run.out, tmp_path / "copy")
     path = tmp_path / "copy" / "checkpoint-0000002" / name
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-    with pytest.raises(
-        ValueError, match=r"checkpoint-0000002 cannot be read \(.*\); it is damaged: delete it"
-    ) as error:
+    with pytest.raises(ValueError, match=r"checkpoint-0000002 cannot be read \(.*\); if it is damaged") as error:
         finetune.prepare(dataclasses.replace(finished_run, out=tmp_path / "copy"), resume=True)
     assert "\n" not in str(error.value)
+
+
+def test_a_sound_checkpoint_is_not_called_damaged(finished_run, tmp_path, monkeypatch):
+    def full(*_):
+        raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Accelerator, "load_state", full)
+        with pytest.raises(torch.cuda.OutOfMemoryError):
+            finetune.prepare(finished_run, resume=True)
+    shutil.copytree(finished_run.out, tmp_path / "copy")
+    (tmp_path / "copy" / "checkpoint-0000002" / "settings.json").unlink()
+    with pytest.raises(FileNotFoundError, match=r"has no settings\.json"):
+        finetune.prepare(dataclasses.replace(finished_run, out=tmp_path / "copy"), resume=True)
+
+
+def test_a_run_is_not_resumed_with_another_number_of_processes(finished_run, monkeypatch):
+    monkeypatch.setattr(Accelerator, "num_processes", 2)
+    with pytest.raises(ValueError, match="processes is 2 and was 1 when"):
+        finetune.prepare(finished_run, resume=True)
+
+
+def test_the_data_may_be_named_in_another_way(finished_run, monkeypatch):
+    monkeypatch.chdir(finished_run.data.parent)
+    config = dataclasses.replace(finished_run, data=Path(finished_run.data.name))
+    assert finetune.prepare(config, resume=True)[2].step == 2
+
+
+def test_only_a_full_disk_is_called_one(config, monkeypatch):
+    def broken(*_):
+        raise RuntimeError("NCCL error")
+
+    monkeypatch.setattr(Accelerator, "save_state", broken)
+    with pytest.raises(RuntimeError, match=r"^NCCL error$"):
+        finetune.train(dataclasses.replace(config, **PLAIN))
 
 
 @pytest.mark.parametrize(
@@ -569,6 +603,7 @@ BROKEN = {
     '{"config": 3}': r"c\.json holds 3; expected settings by their names",
     '{"freeze": [1]}': r"freeze in .*c\.json is \[1\]; expected texts",
     '{"lr": NaN}': "lr is nan; expected 0 or more",
+    '{"rank_margin": NaN}': "rank_margin is nan; expected 0 or more",
 }
 FLAGS = {
     "--warmup=0": "warmup is 0; expected 1 or more",

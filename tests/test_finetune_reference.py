@@ -17,7 +17,7 @@ from iqguide.training.config import FinetuneConfig, jsonable
 pytestmark = pytest.mark.usefixtures("on_the_cpu")
 
 NETWORK = {
-    **{"backbone": "resnet18", "channels": [8, 8, 16, 16], "batch_norm": "trained", "positions": 4},
+    **{"backbone": "resnet18", "channels": [16, 16, 16, 16], "batch_norm": "trained", "positions": 4},
     **{"width": 16, "heads": 2, "mask_width": 8, "text_dim": 16, "head_width": 32},
 }
 SMALL = {"crop": 48, "opinion_crop": 48, "ladders": 2, "rungs": 3, "opinions": 3, "aligned": 2, "cut": 2, "steps": 4}

@@ -238,3 +238,8 @@ def test_what_is_no_file_is_written_to_and_stays_what_it_is(tmp_path):
     reader.join()
     assert got == [b"0.5"]
     assert pipe.is_fifo()
+    link, target = tmp_path / "link.csv", tmp_path / "target.csv"
+    link.symlink_to(target)
+    atomic_write(link, b"0.6")
+    assert link.is_symlink()
+    assert target.read_bytes() == b"0.6"

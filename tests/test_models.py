@@ -11,7 +11,7 @@ from iqguide.models import BPCLIPConfig, ClipConfig
 
 SMALL = ClipConfig(layers=(1, 1, 1, 1), width=8, embed_dim=16, text_width=32, text_heads=2, text_layers=2)
 SMALL_BPCLIP = BPCLIPConfig(
-    backbone="resnet18", channels=(8, 8, 16, 16), width=16, heads=2, mask_width=4, text_dim=16, positions=4
+    backbone="resnet18", channels=(16, 16, 24, 24), width=16, heads=2, mask_width=4, text_dim=16, positions=4
 )
 # tests/test_bpclip.py has the full-reference model
 NAMES = [name for name in iqguide.list_models() if name != "bpclip-fr"]

@@ -112,6 +112,7 @@ BAD = {
     "base": ({"base": "gone.pth"}, "there is no weights file gone.pth"),
     "epochs": ({"epochs": 0}, "epochs is 0; expected 1 or more"),
     "crop": ({"crop": 8}, "crop is 8; expected 32 or more"),
+    "settings": ({"out": "plus.json"}, "plus.json is where the settings go; expected another ending"),
     "folder": ({"out": "."}, ". is a folder; expected the name of a file"),
     "not a folder": ({"out": "/dev/null/plus.pth"}, "/dev/null: "),
 }

@@ -170,7 +170,7 @@ def test_what_was_made_with_other_settings_is_not_mixed_in(sample, monkeypatch):
     monkeypatch.setattr(cli_sample, "_guidance", lambda *given: replace(today(*given), noise_window=(0.7, 0.2)))
     status, _, err = sample("--seeds", "0:2", "--resume", "--negative-prompt", "dark", "--guide", 0.2)
     assert status == 2
-    assert "0.png was made with guidance" in err
+    assert "0.png was made with guide_noise_window [0.6, 0.05], and now it is [0.7, 0.2]" in err
 
 
 def test_scores_of_two_judges_are_not_mixed(sample, tmp_path):

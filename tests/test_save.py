@@ -116,9 +116,12 @@ def test_one_class_is_not_read_as_another(tmp_path):
 
 def test_a_saved_clipiqa_keeps_its_pairs_and_takes_another_temperature(images, tmp_path):
     path, model = tmp_path / "it.safetensors", make("clipiqa")
+    model.margin_mean.fill_(0.3)
+    model.margin_std.fill_(0.2)
     save_model(model, path)
     same = iqguide.create_model("clipiqa", weights=path, pairs=PAIRS, temperature=7)
     torch.testing.assert_close(same.logits(images) * 7, model.logits(images))
+    torch.testing.assert_close(same.margin(images), model.margin(images), atol=1e-4, rtol=1e-4)  # calibrated anew
     with pytest.raises(ValueError, match=r"it\.safetensors brings its own pairs, \(\('Calm.*leave the option out"):
         iqguide.create_model("clipiqa", weights=path, pairs=PAIRS[::-1])
 

@@ -17,6 +17,7 @@ from accelerate import Accelerator
 from safetensors import SafetensorError
 from torch import nn
 
+from .config import FinetuneConfig, jsonable
 from .errors import reason
 from .learners import Judge
 
@@ -56,48 +57,62 @@ class State:
         self.step, self.best, self.best_step = saved["step"], saved["best"], saved["best_step"]
 
 
-def write_checkpoint(accelerator: Accelerator, out: Path, step: int, settings: dict[str, Any]) -> None:
+def compared(config: FinetuneConfig, accelerator: Accelerator) -> dict[str, Any]:
+    """What a resumed run must have as the run before it had: its settings, and its number of processes."""
+    files = {key: value for key, value in vars(config).items() if isinstance(value, Path) and value.exists()}
+    settings = jsonable(config) | {key: str(value.resolve()) for key, value in files.items()}
+    settings["processes"] = accelerator.num_processes
+    return json.loads(json.dumps(settings))  # a tuple as it comes back
+
+
+def write_checkpoint(accelerator: Accelerator, config: FinetuneConfig, step: int) -> None:
     """Write OUT/checkpoint-STEP, under its name only when it is whole, and delete the former one.
 
     Raises:
         OSError: it cannot be written; the former one is still there.
     """
-    whole, unfinished = out / f"checkpoint-{step:07}", out / "checkpoint.part"
+    whole, unfinished = config.out / f"checkpoint-{step:07}", config.out / "checkpoint.part"
     if accelerator.is_main_process:
         shutil.rmtree(unfinished, ignore_errors=True)
     accelerator.wait_for_everyone()
     try:
         accelerator.save_state(str(unfinished))
         if accelerator.is_main_process:
+            settings = compared(config, accelerator)
             (unfinished / SETTINGS).write_text(json.dumps(settings, indent=2) + "\n", "utf-8")
-    except (OSError, RuntimeError, SafetensorError) as error:  # torch and safetensors raise the latter for a full disk
+    except (OSError, RuntimeError, SafetensorError) as error:  # torch and safetensors have their own for a full disk
         shutil.rmtree(unfinished, ignore_errors=True)
-        raise OSError(
-            f"cannot write {whole} ({reason(error)}); free some space and go on from the checkpoint before it with "
-            "--resume."
-        ) from error
+        if isinstance(error, RuntimeError) and "inline_container" not in str(error):
+            raise
+        again = "go on from the checkpoint before it with --resume" if any(_written(config.out)) else "start again"
+        raise OSError(f"cannot write {whole} ({reason(error)}); free some space and {again}.") from error
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
-        former = [path for path in out.glob("checkpoint-*") if path != whole]
+        former = [path for path in _written(config.out) if path != whole]
         shutil.rmtree(whole, ignore_errors=True)
         os.replace(unfinished, whole)
         for path in former:
             shutil.rmtree(path)
 
 
-def read_checkpoint(accelerator: Accelerator, out: Path, settings: dict[str, Any]) -> None:
+def read_checkpoint(accelerator: Accelerator, config: FinetuneConfig) -> None:
     """Put the last checkpoint in place.
 
     Raises:
-        FileNotFoundError: there is none.
+        FileNotFoundError: there is none, or it does not say with which settings it was made.
         ValueError: it is of a run with other settings, or damaged.
     """
-    found = sorted(out.glob("checkpoint-*"))
+    found = _written(config.out)
     if not found:
-        raise FileNotFoundError(f"there is no checkpoint in {out} to resume from; start without --resume.")
+        raise FileNotFoundError(f"there is no checkpoint in {config.out} to resume from; start without --resume.")
+    if not (found[-1] / SETTINGS).is_file():
+        raise FileNotFoundError(
+            f"{found[-1]} has no {SETTINGS}, so nobody knows what to resume; expected a checkpoint of this version:"
+            " start in another --out."
+        )
     with _read(found[-1]):
         former = dict(json.loads((found[-1] / SETTINGS).read_text("utf-8")))
-    current = json.loads(json.dumps(settings))  # a tuple comes back as a list
+    current = compared(config, accelerator)
     for key in current:
         if key not in MAY_CHANGE and former.get(key) != current[key]:
             raise ValueError(
@@ -108,11 +123,17 @@ def read_checkpoint(accelerator: Accelerator, out: Path, settings: dict[str, Any
         accelerator.load_state(str(found[-1]))
 
 
+def _written(out: Path) -> list[Path]:
+    return sorted(out.glob("checkpoint-*"))
+
+
 @contextmanager
 def _read(checkpoint: Path) -> Iterator[None]:
     try:
         yield
+    except (OSError, torch.cuda.OutOfMemoryError):
+        raise  # these say what they are; the files may be sound
     except Exception as error:  # damaged files make torch and safetensors raise almost any type
         raise ValueError(
-            f"{checkpoint} cannot be read ({reason(error)[:200]}); it is damaged: delete it and start without --resume."
+            f"{checkpoint} cannot be read ({reason(error)[:200]}); if it is damaged, start in another --out."
         ) from error

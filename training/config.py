@@ -30,7 +30,7 @@ WEIGHTS = (
 RANGES: dict[str, tuple[float, float]] = {
     **dict.fromkeys(("steps", "accumulate", "checkpoint_every", "warmup", "ladders", "opinions"), (1, math.inf)),
     **dict.fromkeys(("seed", "workers", "cut", "aligned", "validation_size", *WEIGHTS), (0, math.inf)),
-    **dict.fromkeys(("lr", "weight_decay", "clip", "attack_step"), (0, math.inf)),
+    **dict.fromkeys(("lr", "weight_decay", "clip", "attack_step", "consistency_margin", "rank_margin"), (0, math.inf)),
     **dict.fromkeys(("rungs", "levels"), (2, math.inf)),
     **dict.fromkeys(("crop", "opinion_crop"), (MIN_SIDE, math.inf)),
     **dict.fromkeys(("last_lr", "beta2", "ema"), (0, 1)),

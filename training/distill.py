@@ -26,7 +26,7 @@ from ..models.tiny import WIDTHS, Tiny
 from . import batches, distortions
 from .batches import Crops
 from .data import clean_photographs, scored_photographs, split
-from .errors import Parser, one_sentence
+from .errors import Parser, make_folder, one_sentence
 from .teacher import Squeezenet
 
 FIRES = (3, 7, 9)  # at a quarter, an eighth and a sixteenth of the size, as the last three stages of `tiny`
@@ -89,7 +89,7 @@ def imitate(
         save: called with the student now and then, and at the end.
     """
     accelerator = Accelerator()
-    args.out.mkdir(parents=True, exist_ok=True)
+    make_folder(args.out)
     rng = np.random.default_rng([args.seed, accelerator.process_index])
     generator = torch.Generator().manual_seed(args.seed + accelerator.process_index)
     teacher = Squeezenet(args.teacher)

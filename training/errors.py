@@ -6,6 +6,7 @@ import argparse
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import NoReturn
 
 from ..models.weights import WeightsError
@@ -31,6 +32,17 @@ def one_sentence(expected: tuple[type[Exception], ...] = FOR_PEOPLE) -> Iterator
         if os.environ.get("IQGUIDE_DEBUG"):
             raise
         raise SystemExit(f"iqguide: error: {reason(error)}") from error
+
+
+def make_folder(path: Path) -> None:
+    """Make a folder for results where it is missing, and find out before the work whether it can be written to.
+
+    Raises:
+        OSError: it cannot be made, or be written to.
+    """
+    path.mkdir(parents=True, exist_ok=True)
+    if not os.access(path, os.W_OK):
+        raise PermissionError(f"{path} cannot be written to; choose another folder for --out.")
 
 
 def reason(error: Exception) -> str:

@@ -35,7 +35,7 @@ from . import calibrate, learners, objectives
 from .batches import RAW_UNIT, ladders
 from .checkpoints import State, read_checkpoint, write_checkpoint
 from .config import FinetuneConfig, jsonable, parse_config
-from .errors import one_sentence
+from .errors import make_folder, one_sentence
 from .material import CENTRE, Batches, Material, draws, gather, numbers
 
 
@@ -210,7 +210,7 @@ def prepare(config: FinetuneConfig, resume: bool = False) -> tuple[Accelerator, 
     """
     if config.tracker and config.tracker not in [str(tracker) for tracker in get_available_trackers()]:
         raise ValueError(f"the tracker {config.tracker} is not installed; pip install {config.tracker}.")
-    config.out.mkdir(parents=True, exist_ok=True)
+    make_folder(config.out)
     accelerator = Accelerator(
         mixed_precision=config.mixed_precision,
         gradient_accumulation_steps=config.accumulate,
@@ -226,7 +226,7 @@ def prepare(config: FinetuneConfig, resume: bool = False) -> tuple[Accelerator, 
             raise ValueError(f"the tracker {config.tracker} cannot start: {error}") from error
     material, state = gather(config), start(config, accelerator)
     if resume:
-        read_checkpoint(accelerator, config.out, jsonable(config))
+        read_checkpoint(accelerator, config)
     return accelerator, material, state
 
 
@@ -254,7 +254,7 @@ def run(config: FinetuneConfig, accelerator: Accelerator, material: Material, st
         if state.step == config.steps or state.step % config.checkpoint_every == 0:
             figures = validate(state, material, config) if main_process else {}
             accelerator.log({f"validation_{key}": value for key, value in figures.items()}, state.step)
-            write_checkpoint(accelerator, config.out, state.step, jsonable(config))
+            write_checkpoint(accelerator, config, state.step)
             if main_process:
                 progress.write(f"step {state.step}: {listed(figures or found)}")
     progress.close()

@@ -32,7 +32,7 @@ from .calibrate import held_out_crops, measure
 from .config import FinetuneConfig
 from .data import Photograph
 from .distill import learning_rate
-from .errors import Parser, one_sentence
+from .errors import Parser, make_folder, one_sentence
 from .material import checked_parts, read_predictions
 from .refit import RESTORED
 
@@ -233,7 +233,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
 def train(args: argparse.Namespace) -> None:
     """Fit with the settings of the flags; writes OUT/bpclip-mini.safetensors, calibrated, and OUT/run.json."""
     torch.manual_seed(args.seed)
-    args.out.mkdir(parents=True, exist_ok=True)
+    make_folder(args.out)
     model = create_model("bpclip-mini", weights=args.init, device=Accelerator().device)
     fit(model, gather(model, args), args)
     config = FinetuneConfig(data=args.data, out=args.out, crop=args.crop, seed=args.seed)

@@ -17,7 +17,6 @@ import dataclasses
 import io
 import json
 import math
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -35,7 +34,7 @@ from . import objectives
 from .config import check_ranges
 from .correlation import correlations
 from .datasets import Sample, load_dataset, official_split, seeded_splits
-from .errors import Parser, one_sentence
+from .errors import Parser, make_folder, one_sentence
 from .evaluate import score_samples
 
 RANGES: dict[str, tuple[float, float]] = {
@@ -130,11 +129,11 @@ def gather(config: PromptConfig) -> tuple[list[Sample], list[Sample]]:
     for sample in tqdm([*learnt, *held_out], desc="pictures"):
         load_images(sample.image)
     out = Path(config.out)
-    out.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(out.parent)
     if out.is_dir():
         raise ValueError(f"{out} is a folder; expected the name of a file, such as {out / 'plus.pth'}.")
-    if not os.access(out.parent, os.W_OK):
-        raise PermissionError(f"{out.parent} cannot be written to; choose another folder for --out.")
+    if out.suffix == ".json":
+        raise ValueError(f"{out} is where the settings go; expected another ending, such as .pth.")
     return learnt, held_out
 
 

@@ -33,7 +33,7 @@ from .calibrate import calibrate, measure
 from .config import FinetuneConfig
 from .data import Photograph, good_photographs, random_crop, read, to_tensor
 from .distill import learning_rate
-from .errors import Parser, one_sentence
+from .errors import Parser, make_folder, one_sentence
 from .material import checked_parts, read_predictions
 
 RESTORED = 0.02
@@ -235,7 +235,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
 def refit(args: argparse.Namespace) -> None:
     """Refit with the settings of the flags; writes OUT/tiny.safetensors, calibrated, and OUT/run.json."""
     torch.manual_seed(args.seed)
-    args.out.mkdir(parents=True, exist_ok=True)
+    make_folder(args.out)
     device = Accelerator().device
     model = Tiny().eval().requires_grad_(False).to(device, memory_format=torch.channels_last)
     model.load_state_dict(create_model("tiny", weights=args.init).state_dict())

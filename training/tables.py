@@ -33,6 +33,7 @@ def read_csv(path: Path, columns: Sequence[str], delimiter: str = ",") -> list[d
     """
     reader, rows = csv.DictReader(io.StringIO(read_text(path), newline=""), delimiter=delimiter, strict=True), []
     try:
+        _check_columns(path, columns, reader.fieldnames or ())
         for row in reader:
             rows.append(row)
             _check_cells(path, reader.line_num, row, columns)
@@ -40,7 +41,6 @@ def read_csv(path: Path, columns: Sequence[str], delimiter: str = ",") -> list[d
         raise ValueError(
             f"line {reader.line_num + 1} of {path} cannot be read ({error}); look for a lonely quotation mark."
         ) from error
-    _check_columns(path, columns, reader.fieldnames or ())
     if not rows:
         raise ValueError(f"{path} has a header and no rows; expected one row per picture.")
     return rows
