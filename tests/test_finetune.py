@@ -351,7 +351,7 @@ def launch(*flags, processes=1):
     command = [sys.executable, "-m"]
     if processes > 1:
         command += ["torch.distributed.run", "--standalone", "--nproc-per-node", str(processes), "-m"]
-    environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+    environment = os.environ | {"ACCELERATE_USE_CPU": "true"}
     return subprocess.Popen(
         [*command, "iqguide.training.finetune", *(str(flag) for flag in flags)],
         env=environment,
