@@ -10,8 +10,9 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from .cli_output import FAILED, INTERRUPTED, OK, one_line
+from .cli_output import FAILED, INTERRUPTED, OK
 from .cli_values import counting, dimensions, finite, positive, seed_list, shares, strength
+from .training.errors import one_line
 
 PACKAGES = (
     *("torch", "diffusers", "open_clip_torch", "timm", "transformers", "accelerate"),

@@ -18,8 +18,8 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import nn
 
 from . import __version__
-from .cli_output import OK, one_line, progress, say
-from .cli_score import best_device, make_folder
+from .cli_output import OK, progress, say
+from .cli_score import best_device
 from .cli_sweep import finished, gathered, share_of, verdict
 from .cli_values import SEEDS
 from .guidance import RewardGuidance
@@ -30,6 +30,7 @@ from .models import MODELS, create_model
 from .models.weights import is_offline
 from .rerank import Ranking, rank
 from .rewards import Reward
+from .training.errors import make_folder, one_line
 from .training.evaluate import distributed_device
 
 DEMO = Path(__file__).resolve().parent / "models" / "assets" / "demo"

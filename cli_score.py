@@ -16,11 +16,12 @@ import torch
 from torch import Tensor, nn
 
 from .charts import bars
-from .cli_output import FAILED, INTERRUPTED, OK, one_line, progress, say
+from .cli_output import FAILED, INTERRUPTED, OK, progress, say
 from .images import IMAGE_SUFFIXES, ImageError, load_images, resize_short_side, save_image
 from .models import BPCLIP, MODELS, create_model
 from .rerank import best_first, equal_sized, score_batch
 from .rewards import FullReference, Reward
+from .training.errors import make_folder, one_line
 
 BATCH_SIZE = 8
 BATCH_PIXELS = 4 * 2**20
@@ -212,21 +213,6 @@ def best_device(name: str | None) -> torch.device:
         reason = str(error).splitlines()[0]
         raise ValueError(f"device {name!r} cannot be used here ({reason}); try --device cpu.") from error
     return device
-
-
-def make_folder(name: str | Path) -> Path:
-    """The folder for the output, made where it is missing.
-
-    Raises:
-        OSError: it cannot be made; the message names the way out.
-    """
-    folder = Path(name)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        message = f"cannot make the folder {folder} ({error.strerror}); choose another one."
-        raise OSError(error.errno, message) from error
-    return folder
 
 
 def _copy(files: list[Path], folder: Path) -> None:

@@ -114,7 +114,7 @@ BAD = {
     "crop": ({"crop": 8}, "crop is 8; expected 32 or more"),
     "settings": ({"out": "plus.json"}, "plus.json is where the settings go; expected another ending"),
     "folder": ({"out": "."}, ". is a folder; expected the name of a file"),
-    "not a folder": ({"out": "/dev/null/plus.pth"}, "/dev/null: "),
+    "not a folder": ({"out": "/dev/null/plus.pth"}, "cannot make the folder /dev/null"),
 }
 
 

@@ -18,7 +18,7 @@ from safetensors import SafetensorError
 from torch import nn
 
 from .config import FinetuneConfig, jsonable
-from .errors import reason
+from .errors import one_line
 from .learners import Judge
 
 SETTINGS = "settings.json"
@@ -85,7 +85,7 @@ def write_checkpoint(accelerator: Accelerator, config: FinetuneConfig, step: int
         if isinstance(error, RuntimeError) and "inline_container" not in str(error):
             raise
         again = "go on from the checkpoint before it with --resume" if any(_written(config.out)) else "start again"
-        raise OSError(f"cannot write {whole} ({reason(error)}); free some space and {again}.") from error
+        raise OSError(f"cannot write {whole} ({one_line(error)}); free some space and {again}.") from error
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
         former = [path for path in _written(config.out) if path != whole]
@@ -135,5 +135,5 @@ def _read(checkpoint: Path) -> Iterator[None]:
         raise  # these say what they are; the files may be sound
     except Exception as error:  # damaged files make torch and safetensors raise almost any type
         raise ValueError(
-            f"{checkpoint} cannot be read ({reason(error)[:200]}); if it is damaged, start in another --out."
+            f"{checkpoint} cannot be read ({one_line(error)[:200]}); if it is damaged, start in another --out."
         ) from error

@@ -14,7 +14,7 @@ from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
 
 from ..images import MIN_SIDE
 from ..models.catalog import get_spec
-from .errors import Parser, reason
+from .errors import Parser, one_line
 
 MODELS = ("tiny", "qualiclip", "bpclip", "bpclip-fr", "bpclip-mini")
 CHOICES = {
@@ -252,7 +252,7 @@ def parse_config(arguments: list[str] | None = None) -> tuple[FinetuneConfig, bo
     try:
         return FinetuneConfig(**((read_config(path) if path else {}) | given)), resume
     except (ValueError, OSError) as error:
-        parser.error(reason(error))
+        parser.error(one_line(error))
 
 
 def jsonable(config: FinetuneConfig) -> dict[str, Any]:

@@ -1,8 +1,9 @@
-"""What the user of a training command can mend is said in one sentence, without a traceback or a page of usage."""
+"""What the user of a command can mend is said in one sentence, without a traceback or a page of usage."""
 
 from __future__ import annotations
 
 import argparse
+import errno
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -31,21 +32,27 @@ def one_sentence(expected: tuple[type[Exception], ...] = FOR_PEOPLE) -> Iterator
     except expected as error:
         if os.environ.get("IQGUIDE_DEBUG"):
             raise
-        raise SystemExit(f"iqguide: error: {reason(error)}") from error
+        raise SystemExit(f"iqguide: error: {one_line(error)}") from error
 
 
-def make_folder(path: Path) -> None:
+def make_folder(path: str | Path) -> Path:
     """Make a folder for results where it is missing, and find out before the work whether it can be written to.
 
     Raises:
-        OSError: it cannot be made, or be written to.
+        OSError: it cannot be made, or be written to; the message names the way out.
     """
-    path.mkdir(parents=True, exist_ok=True)
-    if not os.access(path, os.W_OK):
-        raise PermissionError(f"{path} cannot be written to; choose another folder for --out.")
+    folder = Path(path)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        message = f"cannot make the folder {folder} ({error.strerror}); choose another one."
+        raise OSError(error.errno, message) from error
+    if not os.access(folder, os.W_OK):
+        raise PermissionError(errno.EACCES, f"cannot write to the folder {folder}; choose another one.")
+    return folder
 
 
-def reason(error: Exception) -> str:
+def one_line(error: BaseException) -> str:
     """What an error says, on one line and without the number that the system gives it."""
     text = str(error)
     if isinstance(error, OSError) and error.strerror:
