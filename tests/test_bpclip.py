@@ -1,7 +1,11 @@
 """BPCLIP against the paper's equations, its sizes, and what a full-reference score must keep."""
 
 import dataclasses
+import importlib.util
 import logging
+import sys
+from types import SimpleNamespace
+from unittest.mock import Mock
 
 import open_clip
 import pytest
@@ -260,12 +264,31 @@ def test_xformers_that_cannot_run_leaves_a_notice_and_the_same_numbers(caplog):
     ]
 
 
+def test_xformers_without_a_kernel_leaves_a_notice_and_the_same_numbers(caplog, monkeypatch):
+    # an xformers made for another torch can be imported, and has no kernels then; on the CPU it never has one
+    attention._notice.cache_clear()
+    monkeypatch.setattr(attention, "xformers_obstacle", lambda query: None)
+    if importlib.util.find_spec("xformers") is None:
+        stub = SimpleNamespace(memory_efficient_attention=Mock(side_effect=NotImplementedError("No operator found")))
+        monkeypatch.setitem(sys.modules, "xformers", SimpleNamespace(ops=stub))
+        monkeypatch.setitem(sys.modules, "xformers.ops", stub)
+    query, key, value = torch.randn(3, 2, 4, 9, 32).unbind(0)
+    assert torch.equal(attend(query, key, value, "xformers"), attend(query, key, value))
+    (notice,) = (record.message for record in caplog.records if "attention=" in record.message)
+    assert "cannot be used, it has no kernel for torch.float32 here (python -m xformers.info lists" in notice
+
+
 @pytest.mark.gpu
-def test_xformers_gives_the_same_numbers():
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_xformers_gives_the_same_numbers(dtype, caplog):
     pytest.importorskip("xformers", reason="xformers is not installed")
-    query, key, value = torch.randn(3, 2, 8, 50, 64, device="cuda")
-    expected = attend(query, key, value, "math")
-    torch.testing.assert_close(attend(query, key, value, "xformers"), expected, atol=1e-3, rtol=1e-3)
+    attention._notice.cache_clear()
+    query, key, value = torch.randn(3, 2, 8, 50, 64, device="cuda", dtype=dtype)
+    found, expected = attend(query, key, value, "xformers"), attend(query, key, value, "math")
+    notices = [record.message for record in caplog.records if "attention=" in record.message]
+    if notices:
+        pytest.skip(notices[0])
+    torch.testing.assert_close(found, expected, atol=1e-3, rtol=1e-3)
 
 
 def test_unknown_backend():
