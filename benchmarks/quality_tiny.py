@@ -44,10 +44,11 @@ def fitted(model: Tiny, seen: dict[str, Tensor], known: Pictures, number: int, s
     args = refit.parse([*settings, *NO_FILES, "--seed", str(number)])
     kept = torch.from_numpy(~known.held_out(number))
     labels = torch.from_numpy(raw_units(100 * known.opinions)).float()
-    nothing = seen["ladders"][:0, :2]
+    no_pairs, nothing = seen["ladders"][:0, :2], seen["scored"][:0]
     learnt = refit.Statistics(
-        seen["ladders"], seen["severities"], seen["scored"][kept], labels[kept], nothing, nothing[..., 0]
-    )
+        seen["ladders"], seen["severities"], seen["scored"][kept], labels[kept],
+        no_pairs, no_pairs[..., 0], nothing, labels[:0],
+    )  # fmt: skip
     model = copy.deepcopy(model)
     torch.manual_seed(number)
     refit.fit(model, learnt, args, torch.device("cpu"))

@@ -320,6 +320,33 @@ def test_bundle_is_half_the_size_and_still_a_pipeline(recipe, generator, autoenc
     assert pipe("dark", num_inference_steps=1).images[0].size == (128, 128)
 
 
+def test_a_bundle_between_two_generators(recipe, generator, runs):
+    other = StableDiffusionPipeline.from_pretrained(generator / "pipeline")
+    with torch.no_grad():
+        for network in (other.unet, other.text_encoder):
+            for parameter in network.parameters():
+                parameter.add_(1)
+    other.save_pretrained(runs / "other")
+    options = [
+        "--pipeline",
+        runs / "other",
+        "--before",
+        generator / "pipeline",
+        "--way",
+        0.25,
+        "--out",
+        runs / "between",
+    ]
+    recipe("bundle").main([str(option) for option in options])
+    first, found = (
+        StableDiffusionPipeline.from_pretrained(path) for path in (generator / "pipeline", runs / "between")
+    )
+    for name in ("unet", "text_encoder"):
+        before, between = (getattr(pipe, name).float().state_dict() for pipe in (first, found))
+        for key, value in before.items():
+            torch.testing.assert_close(between[key], value + 0.25, atol=2e-3, rtol=2e-3)  # half precision
+
+
 # --- short ones ---
 
 

@@ -3,6 +3,8 @@
 import argparse
 import json
 import math
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,11 +15,13 @@ from PIL import Image
 from safetensors.torch import load_file
 from scipy.stats import spearmanr
 
+import iqguide.models
 from iqguide.models.save import save_tiny
 from iqguide.models.tiny import Tiny
 from iqguide.training import batches, refit
 from iqguide.training.data import Photograph
 
+SECOND = Path(iqguide.models.__file__).parent / "assets" / "bpclip-mini.safetensors"
 SMALL = "--steps 60 --batch 16 --crop 48 --each 1 --large-crop 64 --large 2".split()
 
 
@@ -32,7 +36,8 @@ def run(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("ACCELERATE_USE_CPU", "true")
         AcceleratorState._reset_state(reset_partial_state=True)
-        refit.main(["--data", str(data), "--init", str(before), "--out", str(folder / "out"), *SMALL])
+        second = ["--second", str(SECOND), "--second-crop", "48", "--each-second", "1"]
+        refit.main(["--data", str(data), "--init", str(before), "--out", str(folder / "out"), *SMALL, *second])
     AcceleratorState._reset_state(reset_partial_state=True)
     return folder / "out", before
 
@@ -60,16 +65,68 @@ def test_a_fitted_head_says_what_the_statistics_say():
     causes[..., 0], causes[..., 1] = torch.cat([severities, severities[:, -1:]], 1), 0
     others[:, 0], others[:, 1] = 2, labels
     ladders, opinions = causes @ mixing, others @ mixing
-    weights = {"opinion_weight": 1.0, "prediction_weight": 1.0, "back_weight": 0.0, "step_weight": 0.3}
+    weights = {
+        "opinion_weight": 1.0,
+        "prediction_weight": 1.0,
+        "back_weight": 0.0,
+        "step_weight": 0.3,
+        "second_weight": 1,
+    }
     settings = argparse.Namespace(seed=0, steps=150, batch=64, lr=3e-3, dropout=0.3, slope=0.5, **weights)
     model = Tiny().eval()
     known = refit.Statistics(
-        ladders[:150], severities[:150], opinions[:200], labels[:200], ladders[:150, 1:3] + 1, severities[:150, 1:3]
-    )
+        ladders[:150], severities[:150], opinions[:200], labels[:200],
+        ladders[:150, 1:3] + 1, severities[:150, 1:3],
+        opinions[:0], labels[:0],
+    )  # fmt: skip
     refit.fit(model, known, settings, "cpu")
     fresh = model._head(ladders[150:, :6]).squeeze(2)
     assert spearmanr(fresh.flatten(), -severities[150:].flatten())[0] > 0.9
     assert spearmanr(model._head(opinions[200:]).squeeze(1), labels[200:])[0] > 0.9
+
+
+def test_a_second_opinion_is_learnt_where_people_were_not_asked():
+    torch.manual_seed(0)
+    ladders, severities = torch.randn(20, 1, 668).expand(-1, 7, -1), torch.arange(6.0).expand(20, -1)
+    people, crops = torch.randn(100, 668), torch.randn(300, 668)
+    labels = torch.randn(300)
+    crops[:, 0] += 20 * labels
+    settings = {"seed": 0, "steps": 80, "batch": 64, "lr": 3e-3, "dropout": 0, "slope": 0}
+    settings |= dict.fromkeys(("opinion_weight", "prediction_weight", "back_weight", "step_weight"), 0.0)
+    known = (
+        ladders,
+        severities,
+        people,
+        torch.randn(100),
+        ladders[:0, :2],
+        severities[:0, :2],
+        crops[:200],
+        labels[:200],
+    )
+    found = []
+    for weight in (0.0, 1.0):
+        model = Tiny().eval()
+        refit.fit(model, refit.Statistics(*known), argparse.Namespace(second_weight=weight, **settings), "cpu")
+        found.append(spearmanr(model._head(crops[200:]).squeeze(1), labels[200:])[0])
+    assert abs(found[0]) < 0.7
+    assert found[1] > 0.9
+
+
+def test_the_second_opinion_is_what_the_other_model_says_of_undistorted_crops(run, tmp_path):
+    photographs = [Photograph(path) for path in sorted((run[0].parent / "data" / "pristine" / "images").iterdir())[:3]]
+    options = ["--data", "", "--init", "", "--out", "", "--second-crop", "40", "--each-second", "2"]
+    weights = torch.tensor([0.299, 0.587, 0.114]).view(3, 1, 1)
+    brightness = SimpleNamespace(margin=lambda crops: (weights * crops).sum(1).mean((1, 2)))
+    statistics, opinions = refit.second_opinions(Tiny().eval(), brightness, photographs, refit.parse(options))
+    assert statistics.shape == (6, 668)
+    # the first statistic of `tiny` is the same mean
+    torch.testing.assert_close(opinions, statistics[:, 0], atol=1e-4, rtol=1e-4)
+
+
+def test_halfway_between_two_opinions_is_on_the_scale_of_the_own():
+    own, other = torch.tensor([1.0, 3.0, 5.0]), torch.tensor([30.0, 10.0, 20.0])
+    torch.testing.assert_close(refit.halfway(own, own * 7 + 2), own)
+    torch.testing.assert_close(refit.halfway(own, other), torch.tensor([3.0, 2.0, 4.0]))
 
 
 def test_ladders_have_a_rung_on_the_way_back():

@@ -6,7 +6,9 @@ A step of fine-tuning sees a few crops; the head is small enough to see all of t
 stand still. Whole human-scored pictures replace crops, so the scores learn from what they will be asked about. Ladders
 begin at crops of the clean photographs and, much reduced, of the good human-scored ones: more photographs help on new
 pictures. Every ladder has one more rung, a degraded crop brought a little back to the clean one, so the head keeps
-rising along the way back. Nothing random is left but dropout and the order.
+rising along the way back. A trained `bpclip-mini` can give a second opinion: it learnt from the same scored pictures
+with other eyes, and the two together agree with people better than either. The head is then fitted once more, to what
+lies halfway between them on thousands of crops. Nothing random is left but dropout and the order.
 """
 
 from __future__ import annotations
@@ -24,6 +26,7 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from ..images import atomic_write
+from ..models.bpclip import BPCLIP
 from ..models.create import create_model
 from ..models.save import save_model
 from ..models.tiny import Tiny
@@ -58,6 +61,10 @@ class Statistics:
     """(M, 2, D): of denoised predictions of clean pictures and of their degraded twins; none without a cache."""
     costs: Tensor
     """(M, 2): severities of these."""
+    crops: Tensor
+    """(K, D), of undistorted crops of all photographs; none without a second opinion."""
+    second_opinions: Tensor
+    """(K,), what is said of these crops, raw units."""
 
 
 @torch.no_grad()
@@ -132,14 +139,33 @@ def gather_ladders(
     return ladders, severities
 
 
+@torch.no_grad()
+def second_opinions(
+    model: Tiny, other: BPCLIP, photographs: list[Photograph], args: argparse.Namespace
+) -> tuple[Tensor, Tensor]:
+    """Statistics (K, D) of undistorted crops, and the scores (K,) that another model gives them."""
+    rng, device = np.random.default_rng(args.seed), model.margin_mean.device
+    statistics, opinions = [], []
+    for photograph in tqdm(photographs, desc="second opinions"):
+        picture = read(photograph.path)
+        crops = [to_tensor(random_crop(picture, args.second_crop, rng, most=2.0)) for _ in range(args.each_second)]
+        crops = torch.stack(crops).float() / 255
+        statistics.append(pooled(model, crops))
+        opinions.append(other.margin(crops.to(device)).cpu())
+    return torch.cat(statistics), torch.cat(opinions)
+
+
 def gather(model: Tiny, args: argparse.Namespace) -> Statistics:
     """Everything the head learns from, from the training part of the data."""
     cache = read_predictions(args.denoised) if args.denoised else None
+    device = model.margin_mean.device
+    other = create_model("bpclip-mini", weights=args.second, device=device) if args.second else None
     clean, scored, _ = checked_parts(FinetuneConfig(data=args.data))
     ladders, severities = gather_ladders(model, clean, good_photographs(scored), args)
     labels = torch.tensor([batches.raw_units(p.mos) for p in scored], dtype=torch.float32)
     predictions, costs = prediction_statistics(model, cache) if cache else (ladders[:0, :2], labels[:0])
-    return Statistics(ladders, severities, whole_pictures(model, scored), labels, predictions, costs)
+    second = second_opinions(model, other, [*scored, *clean], args) if other else (ladders[:0, 0], labels[:0])
+    return Statistics(ladders, severities, whole_pictures(model, scored), labels, predictions, costs, *second)
 
 
 def next_rung(scores: Tensor) -> Tensor:
@@ -158,6 +184,16 @@ def way_back(scores: Tensor, severities: Tensor) -> Tensor:
     return F.softplus(severities[:, RESTORED_FROM] - slope).mean()
 
 
+def halfway(own: Tensor, other: Tensor) -> Tensor:
+    """Between two opinions (K,), when the other has been given the mean and the spread of the own one."""
+    return (own + own.mean() + (other - other.mean()) * (own.std() / other.std())) / 2
+
+
+def agreement(guesses: Tensor, labels: Tensor) -> Tensor:
+    """Scores (N,) are the labels (N,), and in their order."""
+    return F.smooth_l1_loss(guesses, labels) + objectives.correlation(guesses, labels)
+
+
 def fit(model: Tiny, known: Statistics, args: argparse.Namespace, device: torch.device) -> None:
     """Fit a fresh head in place; the rest of the model stays."""
     known = Statistics(*(value.to(device) for value in vars(known).values()))
@@ -174,8 +210,9 @@ def fit(model: Tiny, known: Statistics, args: argparse.Namespace, device: torch.
         hidden = model.head[1](model.head[0](statistics))
         return model.head[2](hidden * F.dropout(torch.ones_like(hidden[:, :1]), args.dropout)).squeeze(2)
 
-    ladders, opinions, predictions = (
-        (x - model.pooled_mean) / model.pooled_std for x in (known.ladders, known.opinions, known.predictions)
+    ladders, opinions, predictions, crops = (
+        (x - model.pooled_mean) / model.pooled_std
+        for x in (known.ladders, known.opinions, known.predictions, known.crops)
     )
     optimiser = torch.optim.AdamW(model.head.parameters(), args.lr, weight_decay=0.1)
     generator = torch.Generator().manual_seed(args.seed)
@@ -189,7 +226,7 @@ def fit(model: Tiny, known: Statistics, args: argparse.Namespace, device: torch.
         guesses, labels = head(opinions[picks][:, None]).squeeze(1), known.labels[picks]
         rungs = scores[:, :-1]
         ranking = objectives.ladder_ranking(rungs, severities, args.slope) + 0.1 * F.smooth_l1_loss(rungs, -severities)
-        opinion = F.smooth_l1_loss(guesses, labels) + objectives.correlation(guesses, labels)
+        opinion = agreement(guesses, labels)
         steps = next_rung(rungs)
         back = way_back(scores, severities)
         loss = ranking + args.opinion_weight * opinion + args.back_weight * back + args.step_weight * steps
@@ -197,6 +234,10 @@ def fit(model: Tiny, known: Statistics, args: argparse.Namespace, device: torch.
             rows = torch.randint(len(predictions), (args.batch,), generator=generator)
             order = objectives.ladder_ranking(head(predictions[rows]), known.costs[rows])
             loss = loss + args.prediction_weight * order
+        if len(crops):
+            rows = torch.randint(len(crops), (args.batch,), generator=generator)
+            second = agreement(head(crops[rows][:, None]).squeeze(1), known.second_opinions[rows])
+            loss = loss + args.second_weight * second
         optimiser.zero_grad(set_to_none=True)
         loss.backward()
         optimiser.step()
@@ -214,20 +255,24 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--init", type=Path, required=True, help="safetensors file whose head is to be fitted anew")
     parser.add_argument("--out", type=Path, required=True, help="folder for tiny.safetensors and run.json")
     parser.add_argument("--denoised", type=Path, help="cache made by recipes/demo_generator/denoised.py")
-    parser.add_argument("--steps", type=int, default=2500, help="optimiser steps (%(default)s)")
+    parser.add_argument("--second", type=Path, help="file of a bpclip-mini that gives a second opinion")
+    parser.add_argument("--steps", type=int, default=1500, help="optimiser steps (%(default)s)")
     parser.add_argument("--batch", type=int, default=256, help="ladders a step (%(default)s)")
     parser.add_argument("--lr", type=float, default=1e-3, help="highest learning rate (%(default)s)")
-    parser.add_argument("--dropout", type=float, default=0.4, help="of the hidden layer (%(default)s)")
-    parser.add_argument("--slope", type=float, default=1.5, help="ranking margin per unit of severity (%(default)s)")
-    parser.add_argument("--opinion-weight", type=float, default=1.5, help="of people's scores (%(default)s)")
+    parser.add_argument("--dropout", type=float, default=0.3, help="of the hidden layer (%(default)s)")
+    parser.add_argument("--slope", type=float, default=1.0, help="ranking margin per unit of severity (%(default)s)")
+    parser.add_argument("--opinion-weight", type=float, default=1.0, help="of people's scores (%(default)s)")
     parser.add_argument("--step-weight", type=float, default=1.0, help="of the order of neighbours (%(default)s)")
     parser.add_argument("--back-weight", type=float, default=0.3, help="of the way back to the clean (%(default)s)")
     parser.add_argument("--prediction-weight", type=float, default=0.3, help="of denoised predictions (%(default)s)")
+    parser.add_argument("--second-weight", type=float, default=0.6, help="of the second opinion (%(default)s)")
     parser.add_argument("--crop", type=int, default=128, help="side of the ladder crops, px (%(default)s)")
     parser.add_argument("--each", type=int, default=4, help="crops per photograph (%(default)s)")
     parser.add_argument("--each-good", type=int, default=1, help="crops per good scored one; 0 for none (%(default)s)")
     parser.add_argument("--large-crop", type=int, default=384, help="side of the large ladder crops, px (%(default)s)")
     parser.add_argument("--large", type=int, default=40, help="photographs with a large crop (%(default)s)")
+    parser.add_argument("--second-crop", type=int, default=224, help="side of the second's crops, px (%(default)s)")
+    parser.add_argument("--each-second", type=int, default=5, help="these crops per photograph (%(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of everything random (%(default)s)")
     return parser.parse_args(arguments)
 
@@ -239,7 +284,12 @@ def refit(args: argparse.Namespace) -> None:
     device = Accelerator().device
     model = Tiny().eval().requires_grad_(False).to(device, memory_format=torch.channels_last)
     model.load_state_dict(create_model("tiny", weights=args.init).state_dict())
-    fit(model, gather(model, args), args, device)
+    known = gather(model, args)
+    fit(model, dataclasses.replace(known, crops=known.crops[:0]), args, device)
+    if len(known.crops):
+        with torch.no_grad():
+            own = model._head(known.crops.to(device)).squeeze(1).cpu()
+        fit(model, dataclasses.replace(known, second_opinions=halfway(own, known.second_opinions)), args, device)
     config = FinetuneConfig(data=args.data, out=args.out, crop=args.crop, seed=args.seed)
     calibrate(model, config)
     save_model(model, args.out / "tiny.safetensors")

@@ -1,6 +1,9 @@
 """Put a trained demo generator together for shipping: half precision, another decoder if wanted, tidy config files.
 
-python recipes/demo_generator/bundle.py --pipeline runs/demo/pipeline --vae runs/vae-sharp --out models/assets/demo
+    python recipes/demo_generator/bundle.py --pipeline runs/demo/pipeline --vae runs/vae-sharp --out models/assets/demo
+
+A generator that went on from another (`generator.py --init`) may also stop between the two: with `--before OTHER
+--way 0.7` their weights are averaged, and with them how many clean and degraded pictures they draw.
 """
 
 from __future__ import annotations
@@ -9,8 +12,10 @@ import argparse
 import json
 from pathlib import Path
 
+import torch
 from autoencoder import tidy
 from diffusers import AutoencoderTiny, StableDiffusionPipeline
+from torch import nn
 
 
 def spell_out(folder: Path) -> None:
@@ -21,13 +26,26 @@ def spell_out(folder: Path) -> None:
     (folder / "merges.txt").write_text("\n".join(["#version: 0.2", *merges, ""]))
 
 
+@torch.no_grad()
+def go_part_of_the_way(network: nn.Module, before: nn.Module, way: float) -> None:
+    """Move the weights back to those of `before` and from there `way` (0 to 1) of what they had come, in place."""
+    for parameter, first in zip(network.parameters(), before.parameters(), strict=True):
+        parameter.copy_(torch.lerp(first.float(), parameter.float(), way))
+
+
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--pipeline", type=Path, required=True, help="what generator.py wrote")
     parser.add_argument("--vae", type=Path, help="autoencoder with the same encoder; without it the pipeline's own")
+    parser.add_argument("--before", type=Path, help="pipeline from which this one went on")
+    parser.add_argument("--way", type=float, default=1.0, help="share of the way from --before, 0 to 1 (%(default)s)")
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args(arguments)
     pipe = StableDiffusionPipeline.from_pretrained(args.pipeline)
+    if args.before:
+        before = StableDiffusionPipeline.from_pretrained(args.before)
+        go_part_of_the_way(pipe.unet, before.unet, args.way)
+        go_part_of_the_way(pipe.text_encoder, before.text_encoder, args.way)
     if args.vae:
         pipe.vae = AutoencoderTiny.from_pretrained(args.vae)
     for network in (pipe.vae, pipe.unet):  # diffusers reads them back as float32, transformers would keep half

@@ -2,10 +2,10 @@
 
     python recipes/demo_generator/corpus.py --data DIR --out corpus.npz
 
-Every patch is a 128-pixel crop of a clean photograph at a random scale. One in three stays clean; the others are
+Every patch is a 128-pixel crop of a clean photograph at a random scale. About one in five stays clean; the others are
 blurred or grainy at a random strength that the autoencoder keeps (it draws neither a faint blur nor the blocks of a
-codec). The words describe brightness, colour, texture and tint of the patch before it was degraded, so they say nothing
-about its quality.
+codec), grainy more often, because a generator draws fewer grainy pictures than it has seen. The words describe
+brightness, colour, texture and tint of the patch before it was degraded, so they say nothing about its quality.
 
 The file holds `images` (N, 3, 128, 128) uint8, `kinds` (N,) as an index into KINDS, and `attributes` (N, 4).
 """
@@ -27,9 +27,9 @@ SIZE = 128
 KINDS = ("clean", "blur", "noise")
 DEGRADATIONS = (  # one row a kind after the first: function, weakest and strongest parameter
     (distortions.gaussian_blur, 2.2, 4.5),
-    (distortions.grain, 0.09, 0.2),
+    (distortions.grain, 0.12, 0.22),
 )
-SHARES = (0.34, 0.33, 0.33)  # of the kinds
+SHARES = (0.22, 0.3, 0.48)  # of the kinds
 WORDS = (("dark", "bright"), ("grey", "colourful"), ("smooth", "busy"), ("cool", "warm"))
 
 
@@ -63,7 +63,7 @@ def crop(photograph: Photograph, count: int, rng: np.random.Generator) -> list[n
 
 
 def degrade(images: torch.Tensor, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
-    """Degrade two images in three, each in one way; returns images and kind (N,) as an index into KINDS."""
+    """Degrade images by SHARES, each in one way; returns images and kind (N,) as an index into KINDS."""
     n = len(images)
     kind = torch.multinomial(torch.tensor(SHARES), n, replacement=True, generator=generator)
     level = torch.rand(n, generator=generator)
