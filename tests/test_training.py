@@ -635,6 +635,12 @@ def write_garbage(path):
         (refit, {"data": "folder", "init": "gone.safetensors"}, r"there is no weights file .*gone\.safetensors"),
         (refit, {"data": "folder", "init": "garbage.safetensors"}, r"garbage\.safetensors cannot be read as weights"),
         (refit, {"data": "folder", "init": "tiny", "denoised": "garbage.pt"}, r"garbage\.pt cannot be read as weights"),
+        (
+            refit,
+            {"data": "folder", "init": "tiny", "second": "gone.safetensors"},
+            r"no weights file .*gone\.safetensors",
+        ),
+        (refit, {"data": "folder", "init": "tiny", "second": "tiny"}, r"tiny\.safetensors"),
         (fit_bpclip, {"data": "folder", "init": "gone.safetensors"}, r"there is no weights file .*gone\.safetensors"),
         (fit_bpclip, {"data": "folder", "init": "mini", "denoised": "garbage.pt"}, r"garbage\.pt cannot be read as"),
         (fit_bpclip, {"data": "nowhere", "init": "mini"}, r"nowhere.*mos\.csv"),
@@ -660,6 +666,27 @@ def test_what_cannot_be_read_is_said_in_one_sentence(
         command.main([*flags, f"--out={tmp_path / 'out'}", *small])
     assert "\n" not in str(error.value)
     assert "weights_only" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("command", "flag", "expected"),
+    [
+        (refit, "--steps=0", "steps is 0; expected 1 or more"),
+        (refit, "--dropout=1", "dropout is 1.0; expected 0 to 0.99"),
+        (refit, "--second-crop=16", "second_crop is 16; expected 32 or more"),
+        (refit, "--second-weight=nan", "second_weight is nan; expected 0 or more"),
+        (fit_bpclip, "--small=0", "small is 0; expected 1 or more"),
+        (fit_bpclip, "--lr=inf", "lr is inf; expected 0 or more"),
+        (distill, "--crop=8", "crop is 8; expected 32 or more"),
+        (distill_bpclip, "--batch=-1", "batch is -1; expected 1 or more"),
+    ],
+)
+def test_a_number_outside_its_range_is_refused(capsys, command, flag, expected):
+    files = ["--data=", "--out=", "--init=" if command in (refit, fit_bpclip) else "--teacher="]
+    with pytest.raises(SystemExit) as error:
+        command.main([*files, flag])
+    assert error.value.code == 2
+    assert capsys.readouterr().err == f"iqguide: error: {expected}.\n"
 
 
 def test_accelerate_launches_it(folder, tmp_path):

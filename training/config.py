@@ -14,7 +14,7 @@ from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
 
 from ..images import MIN_SIDE
 from ..models.catalog import get_spec
-from .errors import Parser, one_line
+from .errors import Parser, check_ranges, one_line
 
 MODELS = ("tiny", "qualiclip", "bpclip", "bpclip-fr", "bpclip-mini")
 CHOICES = {
@@ -144,15 +144,6 @@ class FinetuneConfig:
     def full_reference(self) -> bool:
         """Whether the model compares pictures with a reference."""
         return get_spec(self.model).full_reference
-
-
-def check_ranges(settings: object, ranges: dict[str, tuple[float, float]]) -> None:
-    """Raise ValueError where an attribute is no number from the lowest to the highest one of its name."""
-    for name, (low, high) in ranges.items():
-        value = getattr(settings, name)
-        if not low <= value <= high or math.isinf(value):
-            expected = f"{low} or more" if high == math.inf else f"{low} to {high}"
-            raise ValueError(f"{name} is {value}; expected {expected}.")
 
 
 HINTS = {name: get_args(hint) for name, hint in get_type_hints(FinetuneConfig, include_extras=True).items()}

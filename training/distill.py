@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
+from ..images import MIN_SIDE
 from ..models.create import create_model
 from ..models.save import save_model
 from ..models.tiny import WIDTHS, Tiny
@@ -28,6 +29,13 @@ from .batches import Crops
 from .data import clean_photographs, scored_photographs, split
 from .errors import Parser, make_folder, one_sentence
 from .teacher import Squeezenet
+
+RANGES: dict[str, tuple[float, float]] = {
+    **dict.fromkeys(("steps", "batch"), (1, math.inf)),
+    **dict.fromkeys(("lr", "seed"), (0, math.inf)),
+    "crop": (MIN_SIDE, math.inf),
+}
+"""Lowest and highest value of a flag."""
 
 FIRES = (3, 7, 9)  # at a quarter, an eighth and a sixteenth of the size, as the last three stages of `tiny`
 FIRE_CHANNELS = (128, 384, 512)
@@ -153,7 +161,7 @@ def main(arguments: list[str] | None = None) -> None:
     """Distil as the command line says."""
     flags = parser("distill", "tiny.safetensors", 1200)
     flags.add_argument("--init", type=Path, help="go on from this safetensors file instead of random weights")
-    args = flags.parse_args(arguments)
+    args = flags.parse_within(RANGES, arguments)
     with one_sentence():
         distil(args)
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from ..models.bpclip import BPCLIP
 from ..models.create import create_model
 from ..models.save import save_model
-from .distill import imitate, parser
+from .distill import RANGES, imitate, parser
 from .errors import one_sentence
 
 FIRES = (3, 7, 9, 9)  # of strides 4, 8, 16 and 16, for the stages of strides 4 to 32
@@ -49,7 +49,7 @@ def distil(args: argparse.Namespace) -> None:
 
 def main(arguments: list[str] | None = None) -> None:
     """Distil as the command line says."""
-    args = parser("distill_bpclip", "bpclip-mini.safetensors", 1300).parse_args(arguments)
+    args = parser("distill_bpclip", "bpclip-mini.safetensors", 1300).parse_within(RANGES, arguments)
     with one_sentence():
         distil(args)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import errno
+import math
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,6 +23,24 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Exit with status 2."""
         self.exit(2, f"iqguide: error: {' '.join(message.split())}\n")
+
+    def parse_within(self, ranges: dict[str, tuple[float, float]], arguments: list[str] | None) -> argparse.Namespace:
+        """The settings on the command line; exit where a number is outside its range, see `check_ranges`."""
+        found = self.parse_args(arguments)
+        try:
+            check_ranges(found, ranges)
+        except ValueError as error:
+            self.error(str(error))
+        return found
+
+
+def check_ranges(settings: object, ranges: dict[str, tuple[float, float]]) -> None:
+    """Raise ValueError where an attribute is no number from the lowest to the highest one of its name."""
+    for name, (low, high) in ranges.items():
+        value = getattr(settings, name)
+        if not low <= value <= high or math.isinf(value):
+            expected = f"{low} or more" if high == math.inf else f"{low} to {high}"
+            raise ValueError(f"{name} is {value}; expected {expected}.")
 
 
 @contextmanager

@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import math
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +23,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from ..images import atomic_write
+from ..images import MIN_SIDE, atomic_write
 from ..models.bpclip import BPCLIP
 from ..models.create import create_model
 from ..models.save import save_model
@@ -38,6 +39,14 @@ from .refit import RESTORED
 
 DECAY = 0.995
 """Of the running average of the weights, which is the result."""
+
+
+RANGES: dict[str, tuple[float, float]] = {
+    **dict.fromkeys(("steps", "ladders", "opinions", "small", "large"), (1, math.inf)),
+    **dict.fromkeys(("lr", "weight_decay", "slope", "seed"), (0, math.inf)),
+    **dict.fromkeys(("crop", "large_crop", "opinion_crop"), (MIN_SIDE, math.inf)),
+}
+"""Lowest and highest value of a flag."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -227,7 +236,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--large", type=int, default=8, help="photographs with a large crop (%(default)s)")
     parser.add_argument("--opinion-crop", type=int, default=288, help="side of the scored crops, px (%(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of everything random (%(default)s)")
-    return parser.parse_args(arguments)
+    return parser.parse_within(RANGES, arguments)
 
 
 def train(args: argparse.Namespace) -> None:

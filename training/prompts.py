@@ -31,10 +31,9 @@ from tqdm import tqdm
 from ..images import MIN_SIDE, atomic_write, load_images, resize_short_side
 from ..models.learned_prompts import TEXTS, PromptTuning, save_prompts, start_tuning
 from . import objectives
-from .config import check_ranges
 from .correlation import correlations
 from .datasets import Sample, load_dataset, official_split, seeded_splits
-from .errors import Parser, make_folder, one_sentence
+from .errors import Parser, check_ranges, make_folder, one_sentence
 from .evaluate import score_samples
 
 RANGES: dict[str, tuple[float, float]] = {

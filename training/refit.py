@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import math
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +26,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from ..images import atomic_write
+from ..images import MIN_SIDE, atomic_write
 from ..models.bpclip import BPCLIP
 from ..models.create import create_model
 from ..models.save import save_model
@@ -43,6 +44,16 @@ RESTORED = 0.02
 """How much of the way back to the clean crop the last rung goes: so little that it tells the slope."""
 RESTORED_FROM = 4
 """From which rung it goes; rung 0 is the clean crop."""
+
+
+WEIGHTS = ("opinion_weight", "step_weight", "back_weight", "prediction_weight", "second_weight")
+RANGES: dict[str, tuple[float, float]] = {
+    **dict.fromkeys(("steps", "batch", "each", "large", "each_second"), (1, math.inf)),
+    **dict.fromkeys(("lr", "slope", "each_good", "seed", *WEIGHTS), (0, math.inf)),
+    **dict.fromkeys(("crop", "large_crop", "second_crop"), (MIN_SIDE, math.inf)),
+    "dropout": (0, 0.99),
+}
+"""Lowest and highest value of a flag."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -274,7 +285,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--second-crop", type=int, default=224, help="side of the second's crops, px (%(default)s)")
     parser.add_argument("--each-second", type=int, default=5, help="these crops per photograph (%(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of everything random (%(default)s)")
-    return parser.parse_args(arguments)
+    return parser.parse_within(RANGES, arguments)
 
 
 def refit(args: argparse.Namespace) -> None:
