@@ -672,6 +672,7 @@ def small_flags(settings=SMALL):
 
 UNUSABLE = {
     '--options={"foo":1}': r"the options \{'foo': 1\} cannot be used: tiny has no option 'foo'",
+    '--options={"seed":"x"}': "seed in options is 'x'; expected a whole number",
     '--options={"config":3}': "config in options is 3; expected sizes by their names",
     '--options={"config":{"width":3}}': "tiny has no size 'width'",
     '--model=bpclip-mini --options={"config":{"width":"a"}}': r"the options .* cannot be used: ",

@@ -76,6 +76,8 @@ def make(config: FinetuneConfig) -> Judge:
     options = dict(config.options)
     if config.init is None:
         options.setdefault("seed", config.seed)
+        if not isinstance(options["seed"], int):
+            raise ValueError(f"seed in options is {options['seed']!r}; expected a whole number.")
     try:
         if "config" in options:
             options["config"] = _sizes(config.model, options["config"])
