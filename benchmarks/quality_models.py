@@ -18,11 +18,12 @@ import numpy as np
 import quality_bpclip
 import quality_guidance
 import quality_qualiclip
+import quality_reference
 import quality_tiny
 from quality_protocol import Record, pictures
 from tables import README, machine, table, write_between
 
-PARTS = ("tiny", "bpclip-mini", "qualiclip", "ablations", "guidance")
+PARTS = ("tiny", "bpclip-mini", "qualiclip", "ablations", "guidance", "reference")
 RESULTS = Path(__file__).parent / "results"
 DISTORTIONS = ("Gaussian blur", "JPEG", "JPEG2000", "additive Gaussian noise", "all")
 
@@ -91,9 +92,29 @@ def guidance_table(records: Sequence[Record]) -> str:
     return table(head, rows)
 
 
+def reference_table(records: Sequence[Record]) -> str:
+    """A row for each model, without and with a reference."""
+    head = [
+        "",
+        "reference",
+        "steps of ladders",
+        "order over photographs",
+        "worst distortion",
+        "tid2013-6ref steps",
+        "order",
+    ]
+    rows = [
+        [record["model"].replace("psnr", "PSNR"), "yes" if record["model"] in ("psnr", "bpclip-fr") else "no"]
+        + [f"{record['falls']:.1%}", f"{record['order']:.3f}", f"{record['worst']:.3f}"]
+        + [f"{record['tid_falls']:.1%}", f"{record['tid_order']:.3f}"]
+        for record in records
+    ]
+    return table(head, rows)
+
+
 def report(found: dict[str, list[Record]]) -> str:
     """The tables of all parts that were run, and what they were run on."""
-    models = {part: records for part, records in found.items() if part not in ("ablations", "guidance")}
+    models = {part: records for part, records in found.items() if part in PARTS[:3]}
     parts = [f"{machine()}."]
     if models:
         parts.append(split_table(models))
@@ -101,6 +122,8 @@ def report(found: dict[str, list[Record]]) -> str:
         parts.append(ablation_table(found["ablations"]))
     if "guidance" in found:
         parts.append(guidance_table(found["guidance"]))
+    if "reference" in found:
+        parts.append(reference_table(found["reference"]))
     return "\n\n".join(parts)
 
 
@@ -110,8 +133,10 @@ def run(part: str, args: argparse.Namespace) -> list[Record]:
         return quality_tiny.run(args.data, args.out, known, args.tiny_weights, args.splits)
     if part == "qualiclip":
         return quality_qualiclip.run(args.data, args.out, known, args.splits)
+    weights = {"tiny": args.tiny_weights, "bpclip-mini": args.mini_weights}
+    if part == "reference":
+        return quality_reference.run(args.data, args.out, known, weights)
     if part == "guidance":
-        weights = {"tiny": args.tiny_weights, "bpclip-mini": args.mini_weights}
         return quality_guidance.run(args.data, args.out, known, weights, args.denoised, args.pipeline)
     return quality_bpclip.run(part, args.data, args.out, known, args.mini_weights, args.splits)
 

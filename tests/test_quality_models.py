@@ -18,6 +18,7 @@ import quality_guidance
 import quality_models
 import quality_protocol
 import quality_qualiclip
+import quality_reference
 import quality_tiny
 import tables
 
@@ -180,6 +181,47 @@ def test_a_gradient_that_points_to_the_clean_picture_has_the_cosine_1(data, monk
 
     assert quality_guidance.way_back(Distance(-1), data, 8, 32) == pytest.approx(1, abs=1e-3)
     assert quality_guidance.way_back(Distance(1), data, 8, 32) == pytest.approx(-1, abs=1e-3)
+
+
+def test_models_with_and_without_a_reference_are_asked_the_same(data, known, tmp_path, monkeypatch):
+    small = {"steps": 1, "crop": 32, "cut": 1, "ladders": 1, "rungs": 2}
+    monkeypatch.setattr(quality_reference, "PHOTOGRAPHS", 2)
+    config = dataclasses.replace(quality_reference.CONFIG, **small)
+    weights = {"tiny": "default", "bpclip-mini": "default"}
+    records = quality_reference.run(data, tmp_path, known, weights, config, 40)
+    assert [record["model"] for record in records] == ["psnr", "tiny", "bpclip-mini", "bpclip-fr"]
+    for record in records:
+        assert 0 <= record["falls"] <= 1
+        assert -1 <= record["worst"] <= record["order"] <= 1
+        assert {"tid_falls", "tid_order"} <= set(record)
+    config = json.loads(next(tmp_path.glob("*/run.json")).read_text())["config"]
+    assert config["opinion_weight"] == config["squared_weight"] == 0
+    assert "| PSNR | yes |" in quality_models.report({"reference": records})
+
+
+def test_the_order_over_photographs_is_that_of_the_levels(data, monkeypatch):
+    """A reward that counts what was lost is in order over all photographs; one that looks at the photograph is not."""
+    monkeypatch.setattr(quality_reference.distortions, "LADDERS", {"darken": None})
+    monkeypatch.setattr(
+        quality_reference.distortions,
+        "distort",
+        lambda images, kind, level, generator: images - 0.1 * level.view(-1, 1, 1, 1) - 0.1,
+    )
+    paths = sorted((data / "pristine" / "images").iterdir())[:4]
+    lost = quality_reference.on_ladders(lambda images, reference: (images - reference).mean((1, 2, 3)), paths, 40)
+    assert lost == {"falls": 1.0, "order": pytest.approx(1), "worst": pytest.approx(1)}
+    constant = iter(range(10))
+    guessed = quality_reference.on_ladders(
+        lambda images, reference: next(constant) + (images - reference).mean((1, 2, 3)), paths, 40
+    )
+    assert guessed["falls"] == 1.0
+    assert guessed["order"] < 0.6
+
+
+def test_psnr_is_that_of_the_formula():
+    images, reference = torch.zeros(2, 3, 4, 4), torch.zeros(1, 3, 4, 4)
+    images[0] += 0.1
+    torch.testing.assert_close(quality_reference.psnr(images, reference), torch.tensor([20.0, 100.0]))
 
 
 def test_publishing_keeps_the_other_parts(tmp_path, monkeypatch):
