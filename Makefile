@@ -54,7 +54,7 @@ bench: $(READY) ## the measurements of benchmarks/README.md, printed; ARGS=--pub
 	$(BIN)/python benchmarks/demo_quality.py --out runs/demo_quality $(ARGS)
 	$(if $(IQGUIDE_DATA),$(BIN)/python benchmarks/tiny_quality.py --data "$(IQGUIDE_DATA)" $(filter --publish,$(ARGS)))
 
-train: $(READY) ## train `tiny` from scratch (IQGUIDE_DATA=folder, TEACHER=SqueezeNet's state dict) into runs/tiny
+train: $(READY) ## train `tiny`, with the bundled bpclip-mini's second opinion (IQGUIDE_DATA=folder, TEACHER=SqueezeNet's state dict) into runs/tiny
 	@test -n "$(IQGUIDE_DATA)" && test -f "$(TEACHER)" || { echo "Name the photographs and the teacher: make train IQGUIDE_DATA=folder" \
 		"TEACHER=squeezenet.pt (docs/training.md says what they are)" >&2; exit 1; }
 	$(BIN)/accelerate launch -m iqguide.training.distill --data "$(IQGUIDE_DATA)" --teacher "$(TEACHER)" --steps 3600 \

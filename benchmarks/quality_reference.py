@@ -61,7 +61,10 @@ def trained(data: Path, out: Path, weights: str, config: FinetuneConfig) -> Path
 
 @torch.no_grad()
 def on_ladders(score: Score, paths: list[Path], side: int = SIDE) -> Record:
-    """Share of the steps at which the score falls, and the order of all levels over all photographs, by distortion."""
+    """Share of the steps down from the clean picture at which the score falls; the order of levels over photographs.
+
+    The clean picture has no part in the order: a model with a reference always puts it on top.
+    """
     scores = np.empty((len(distortions.LADDERS), len(paths), 6))
     for number, path in enumerate(tqdm(paths, desc="ladders")):
         image = load_images(path)
@@ -71,8 +74,8 @@ def on_ladders(score: Score, paths: list[Path], side: int = SIDE) -> Record:
             generator = torch.Generator().manual_seed(number)
             levels = distortions.distort(clean.expand(5, -1, -1, -1), name, torch.arange(5.0), generator)
             scores[row, number] = score(torch.cat([clean, levels]), clean).numpy()
-    level = np.tile(np.arange(6), len(paths))
-    orders = [-spearmanr(kind.flatten(), level).statistic for kind in scores]
+    level = np.tile(np.arange(5), len(paths))
+    orders = [-spearmanr(kind[:, 1:].flatten(), level).statistic for kind in scores]
     return {
         "falls": float((np.diff(scores, axis=-1) < 0).mean()),
         "order": float(np.mean(orders)),

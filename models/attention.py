@@ -33,7 +33,8 @@ def attend(query: Tensor, key: Tensor, value: Tensor, backend: str = "sdpa") -> 
             try:
                 return _xformers(query, key, value)
             except NotImplementedError:
-                obstacle = f"it has no kernel for {query.dtype} here (python -m xformers.info lists what was built)"
+                shape = f"{query.dtype} and heads of {query.shape[-1]}"
+                obstacle = f"it has no kernel for {shape} here (python -m xformers.info lists what was built)"
         _notice(obstacle)
     if backend == "math":
         return (query @ key.transpose(-1, -2) * query.shape[-1] ** -0.5).softmax(-1) @ value

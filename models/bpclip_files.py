@@ -152,7 +152,10 @@ def read_config(text: str, source: object) -> BPCLIPConfig:
             values["channels"] = tuple(values["channels"])
         return BPCLIPConfig(**values)
     except (TypeError, ValueError, KeyError) as error:
-        raise WeightsError(f"{source} has a config that this version does not know ({error}).") from error
+        raise WeightsError(
+            f"{source} has a config that this version does not know ({error}); expected a file of bpclip, bpclip-fr or "
+            "bpclip-mini."
+        ) from error
 
 
 def save_bpclip(model: BPCLIP, path: str | os.PathLike[str]) -> None:

@@ -616,7 +616,8 @@ FLAGS = {
     "--validation=1.5": "validation is 1.5; expected 0 to 0.9",
     "--validation-size=16": "validation_size is 16; expected 0 or 32 or more",
     "--ema=2": "ema is 2.0; expected 0 to 1",
-    "--lr=inf": "lr is inf; expected 0 or more",
+    "--lr=inf": "lr is inf; expected 0 or more, a finite number",
+    "--seed=5000000000": "seed is 5000000000; expected 0 to 4294967295",
     "--steps=many": "argument --steps: invalid int value: 'many'",
     "--options=[1]": r"argument --options: got '\[1\]'; expected JSON such as",
     "--options={": "argument --options: got '{'; expected JSON such as",
@@ -673,6 +674,7 @@ def small_flags(settings=SMALL):
 UNUSABLE = {
     '--options={"foo":1}': r"the options \{'foo': 1\} cannot be used: tiny has no option 'foo'",
     '--options={"seed":"x"}': "seed in options is 'x'; expected a whole number",
+    '--options={"seed":true} --init=default': "seed in options is True; expected a whole number",
     '--options={"config":3}': "config in options is 3; expected sizes by their names",
     '--options={"config":{"width":3}}': "tiny has no size 'width'",
     '--model=bpclip-mini --options={"config":{"width":"a"}}': r"the options .* cannot be used: ",

@@ -218,6 +218,15 @@ def test_the_order_over_photographs_is_that_of_the_levels(data, monkeypatch):
     assert guessed["order"] < 0.6
 
 
+def test_every_picture_of_tid_meets_its_own_reference(known, monkeypatch):
+    shades = {"i01": 0.9, "i01_01_1": 0.7, "i01_01_2": 0.2}  # by what is taken off the reference: 0, 0.2 and 0.7
+    load = lambda path: torch.full((1, 3, 40, 40), shades[path.stem])
+    monkeypatch.setattr(quality_reference, "load_images", load)
+    assert quality_reference.on_tid(quality_reference.psnr, known) == {"tid_falls": 1.0, "tid_order": pytest.approx(1)}
+    brighter = quality_reference.on_tid(lambda images, reference: (reference - images).mean((1, 2, 3)), known)
+    assert brighter == {"tid_falls": 0.0, "tid_order": pytest.approx(-1)}
+
+
 def test_psnr_is_that_of_the_formula():
     images, reference = torch.zeros(2, 3, 4, 4), torch.zeros(1, 3, 4, 4)
     images[0] += 0.1

@@ -129,6 +129,32 @@ def test_halfway_between_two_opinions_is_on_the_scale_of_the_own():
     torch.testing.assert_close(refit.halfway(own, other), torch.tensor([3.0, 2.0, 4.0]))
 
 
+def test_the_second_fit_is_to_what_lies_halfway(tmp_path, monkeypatch):
+    data = training_folder(tmp_path / "data")
+    before = tmp_path / "before.safetensors"
+    save_tiny(Tiny(), before)
+    ladders, crops, other = torch.rand(4, 7, 668), torch.rand(5, 668), torch.tensor([3.0, 1.0, 4.0, 1.0, 5.0])
+    known = refit.Statistics(
+        ladders, torch.rand(4, 6), crops, torch.rand(5), ladders[:0, :2], torch.empty(0, 2), crops, other
+    )
+    fitted, fit = [], refit.fit
+
+    def noted(model, statistics, args, device):
+        own = model._head(statistics.crops).squeeze(1).detach() if len(statistics.crops) else None
+        fitted.append((statistics, own))
+        fit(model, statistics, args, device)
+
+    monkeypatch.setattr(refit, "gather", lambda model, args: known)
+    monkeypatch.setattr(refit, "fit", noted)
+    refit.main(
+        ["--data", str(data), "--init", str(before), "--out", str(tmp_path / "out"), "--steps", "2", "--batch", "4"]
+    )
+    (first, _), (second, own) = fitted
+    assert len(first.crops) == 0
+    assert torch.equal(second.crops, crops)
+    torch.testing.assert_close(second.second_opinions, refit.halfway(own, other))
+
+
 def test_ladders_have_a_rung_on_the_way_back():
     crops = torch.rand(2, 3, 48, 48, generator=torch.Generator().manual_seed(0))
     model = Tiny().eval()

@@ -640,7 +640,11 @@ def write_garbage(path):
             {"data": "folder", "init": "tiny", "second": "gone.safetensors"},
             r"no weights file .*gone\.safetensors",
         ),
-        (refit, {"data": "folder", "init": "tiny", "second": "tiny"}, r"tiny\.safetensors"),
+        (
+            refit,
+            {"data": "folder", "init": "tiny", "second": "other.safetensors"},
+            r"other\.safetensors has a config .*bpclip-mini",
+        ),
         (fit_bpclip, {"data": "folder", "init": "gone.safetensors"}, r"there is no weights file .*gone\.safetensors"),
         (fit_bpclip, {"data": "folder", "init": "mini", "denoised": "garbage.pt"}, r"garbage\.pt cannot be read as"),
         (fit_bpclip, {"data": "nowhere", "init": "mini"}, r"nowhere.*mos\.csv"),
@@ -658,6 +662,7 @@ def test_what_cannot_be_read_is_said_in_one_sentence(
     torch.save({"other": torch.zeros(3)}, tmp_path / "other.pt")
     assets = Path(iqguide.__file__).parent / "models/assets"
     known = {"folder": folder, "tiny": assets / "tiny.safetensors", "mini": assets / "bpclip-mini.safetensors"}
+    (tmp_path / "other.safetensors").write_bytes((assets / "tiny.safetensors").read_bytes())
     for name in ("garbage.pt", "garbage.safetensors"):
         write_garbage(tmp_path / name)
     flags = [f"--{key}={known.get(name, tmp_path / name)}" for key, name in files.items()]
@@ -676,7 +681,7 @@ def test_what_cannot_be_read_is_said_in_one_sentence(
         (refit, "--second-crop=16", "second_crop is 16; expected 32 or more"),
         (refit, "--second-weight=nan", "second_weight is nan; expected 0 or more"),
         (fit_bpclip, "--small=0", "small is 0; expected 1 or more"),
-        (fit_bpclip, "--lr=inf", "lr is inf; expected 0 or more"),
+        (fit_bpclip, "--lr=inf", "lr is inf; expected 0 or more, a finite number"),
         (distill, "--crop=8", "crop is 8; expected 32 or more"),
         (distill_bpclip, "--batch=-1", "batch is -1; expected 1 or more"),
     ],

@@ -14,7 +14,7 @@ from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
 
 from ..images import MIN_SIDE
 from ..models.catalog import get_spec
-from .errors import Parser, check_ranges, one_line
+from .errors import SEEDS, Parser, check_ranges, one_line
 
 MODELS = ("tiny", "qualiclip", "bpclip", "bpclip-fr", "bpclip-mini")
 CHOICES = {
@@ -29,12 +29,13 @@ WEIGHTS = (
 )
 RANGES: dict[str, tuple[float, float]] = {
     **dict.fromkeys(("steps", "accumulate", "checkpoint_every", "warmup", "ladders", "opinions"), (1, math.inf)),
-    **dict.fromkeys(("seed", "workers", "cut", "aligned", "validation_size", *WEIGHTS), (0, math.inf)),
+    **dict.fromkeys(("workers", "cut", "aligned", "validation_size", *WEIGHTS), (0, math.inf)),
     **dict.fromkeys(("lr", "weight_decay", "clip", "attack_step", "consistency_margin", "rank_margin"), (0, math.inf)),
     **dict.fromkeys(("rungs", "levels"), (2, math.inf)),
     **dict.fromkeys(("crop", "opinion_crop"), (MIN_SIDE, math.inf)),
     **dict.fromkeys(("last_lr", "beta2", "ema"), (0, 1)),
     "validation": (0, 0.9),
+    "seed": SEEDS,
 }
 """Lowest and highest value of a setting."""
 

@@ -27,13 +27,14 @@ from ..models.tiny import WIDTHS, Tiny
 from . import batches, distortions
 from .batches import Crops
 from .data import clean_photographs, scored_photographs, split
-from .errors import Parser, make_folder, one_sentence
+from .errors import SEEDS, Parser, make_folder, one_sentence
 from .teacher import Squeezenet
 
 RANGES: dict[str, tuple[float, float]] = {
     **dict.fromkeys(("steps", "batch"), (1, math.inf)),
-    **dict.fromkeys(("lr", "seed"), (0, math.inf)),
+    "lr": (0, math.inf),
     "crop": (MIN_SIDE, math.inf),
+    "seed": SEEDS,
 }
 """Lowest and highest value of a flag."""
 

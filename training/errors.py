@@ -34,12 +34,17 @@ class Parser(argparse.ArgumentParser):
         return found
 
 
+SEEDS = (0, 2**32 - 1)
+"""The range of a seed: numpy takes no larger one."""
+
+
 def check_ranges(settings: object, ranges: dict[str, tuple[float, float]]) -> None:
     """Raise ValueError where an attribute is no number from the lowest to the highest one of its name."""
     for name, (low, high) in ranges.items():
         value = getattr(settings, name)
         if not low <= value <= high or math.isinf(value):
             expected = f"{low} or more" if high == math.inf else f"{low} to {high}"
+            expected += ", a finite number" if math.isinf(value) else ""
             raise ValueError(f"{name} is {value}; expected {expected}.")
 
 

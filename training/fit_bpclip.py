@@ -33,7 +33,7 @@ from .calibrate import held_out_crops, measure
 from .config import FinetuneConfig
 from .data import Photograph
 from .distill import learning_rate
-from .errors import Parser, make_folder, one_sentence
+from .errors import SEEDS, Parser, make_folder, one_sentence
 from .material import checked_parts, read_predictions
 from .refit import RESTORED
 
@@ -43,8 +43,9 @@ DECAY = 0.995
 
 RANGES: dict[str, tuple[float, float]] = {
     **dict.fromkeys(("steps", "ladders", "opinions", "small", "large"), (1, math.inf)),
-    **dict.fromkeys(("lr", "weight_decay", "slope", "seed"), (0, math.inf)),
+    **dict.fromkeys(("lr", "weight_decay", "slope"), (0, math.inf)),
     **dict.fromkeys(("crop", "large_crop", "opinion_crop"), (MIN_SIDE, math.inf)),
+    "seed": SEEDS,
 }
 """Lowest and highest value of a flag."""
 

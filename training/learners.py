@@ -76,8 +76,9 @@ def make(config: FinetuneConfig) -> Judge:
     options = dict(config.options)
     if config.init is None:
         options.setdefault("seed", config.seed)
-        if not isinstance(options["seed"], int):
-            raise ValueError(f"seed in options is {options['seed']!r}; expected a whole number.")
+    seed = options.get("seed", 0)
+    if type(seed) is not int or not 0 <= seed < 2**63:
+        raise ValueError(f"seed in options is {seed!r}; expected a whole number from 0 to 2^63 - 1.")
     try:
         if "config" in options:
             options["config"] = _sizes(config.model, options["config"])

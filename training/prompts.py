@@ -33,13 +33,14 @@ from ..models.learned_prompts import TEXTS, PromptTuning, save_prompts, start_tu
 from . import objectives
 from .correlation import correlations
 from .datasets import Sample, load_dataset, official_split, seeded_splits
-from .errors import Parser, check_ranges, make_folder, one_sentence
+from .errors import SEEDS, Parser, check_ranges, make_folder, one_sentence
 from .evaluate import score_samples
 
 RANGES: dict[str, tuple[float, float]] = {
     **dict.fromkeys(("epochs", "batch"), (1, math.inf)),
-    **dict.fromkeys(("short_side", "lr", "seed"), (0, math.inf)),
+    **dict.fromkeys(("short_side", "lr"), (0, math.inf)),
     "crop": (MIN_SIDE, math.inf),
+    "seed": SEEDS,
 }
 """Lowest and highest value of a setting."""
 

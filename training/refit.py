@@ -7,8 +7,8 @@ stand still. Whole human-scored pictures replace crops, so the scores learn from
 begin at crops of the clean photographs and, much reduced, of the good human-scored ones: more photographs help on new
 pictures. Every ladder has one more rung, a degraded crop brought a little back to the clean one, so the head keeps
 rising along the way back. A trained `bpclip-mini` can give a second opinion: it learnt from the same scored pictures
-with other eyes, and the two together agree with people better than either. The head is then fitted once more, to what
-lies halfway between them on thousands of crops. Nothing random is left but dropout and the order.
+with other eyes, so the two err differently. The head is then fitted once more, to what lies halfway between them on
+thousands of crops. In a fit nothing is random but dropout and the order.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from .calibrate import calibrate, measure
 from .config import FinetuneConfig
 from .data import Photograph, good_photographs, random_crop, read, to_tensor
 from .distill import learning_rate
-from .errors import Parser, make_folder, one_sentence
+from .errors import SEEDS, Parser, make_folder, one_sentence
 from .material import checked_parts, read_predictions
 
 RESTORED = 0.02
@@ -49,9 +49,10 @@ RESTORED_FROM = 4
 WEIGHTS = ("opinion_weight", "step_weight", "back_weight", "prediction_weight", "second_weight")
 RANGES: dict[str, tuple[float, float]] = {
     **dict.fromkeys(("steps", "batch", "each", "large", "each_second"), (1, math.inf)),
-    **dict.fromkeys(("lr", "slope", "each_good", "seed", *WEIGHTS), (0, math.inf)),
+    **dict.fromkeys(("lr", "slope", "each_good", *WEIGHTS), (0, math.inf)),
     **dict.fromkeys(("crop", "large_crop", "second_crop"), (MIN_SIDE, math.inf)),
     "dropout": (0, 0.99),
+    "seed": SEEDS,
 }
 """Lowest and highest value of a flag."""
 
@@ -73,7 +74,7 @@ class Statistics:
     costs: Tensor
     """(M, 2): severities of these."""
     crops: Tensor
-    """(K, D), of undistorted crops of all photographs; none without a second opinion."""
+    """(K, D), of crops of all photographs, nothing done to them; none without a second opinion."""
     second_opinions: Tensor
     """(K,), what is said of these crops, raw units."""
 
@@ -154,7 +155,7 @@ def gather_ladders(
 def second_opinions(
     model: Tiny, other: BPCLIP, photographs: list[Photograph], args: argparse.Namespace
 ) -> tuple[Tensor, Tensor]:
-    """Statistics (K, D) of undistorted crops, and the scores (K,) that another model gives them."""
+    """Statistics (K, D) of crops of photographs, and the scores (K,) that another model gives them."""
     rng, device = np.random.default_rng(args.seed), model.margin_mean.device
     statistics, opinions = [], []
     for photograph in tqdm(photographs, desc="second opinions"):
@@ -266,7 +267,9 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--init", type=Path, required=True, help="safetensors file whose head is to be fitted anew")
     parser.add_argument("--out", type=Path, required=True, help="folder for tiny.safetensors and run.json")
     parser.add_argument("--denoised", type=Path, help="cache made by recipes/demo_generator/denoised.py")
-    parser.add_argument("--second", type=Path, help="file of a bpclip-mini that gives a second opinion")
+    parser.add_argument(
+        "--second", type=Path, help="file of a bpclip-mini from the same part of the data, for a second opinion"
+    )
     parser.add_argument("--steps", type=int, default=1500, help="optimiser steps (%(default)s)")
     parser.add_argument("--batch", type=int, default=256, help="ladders a step (%(default)s)")
     parser.add_argument("--lr", type=float, default=1e-3, help="highest learning rate (%(default)s)")

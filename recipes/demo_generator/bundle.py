@@ -41,6 +41,8 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--way", type=float, default=1.0, help="share of the way from --before, 0 to 1 (%(default)s)")
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args(arguments)
+    if not 0 <= args.way <= 1 or (args.before is None and args.way < 1):
+        parser.error(f"--way is {args.way}; expected a share from 0 to 1, together with --before.")
     pipe = StableDiffusionPipeline.from_pretrained(args.pipeline)
     if args.before:
         before = StableDiffusionPipeline.from_pretrained(args.before)
