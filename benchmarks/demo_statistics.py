@@ -52,23 +52,29 @@ def comparison_table(judge: str, results: Mapping[str, Mapping[str, float]]) -> 
     return table([judge, *HEAD[1:]], [comparison_row(method, result) for method, result in results.items()])
 
 
+def within(values: np.ndarray, limits: tuple[float, float]) -> np.ndarray:
+    """Whether each value is inside the limits."""
+    values = np.asarray(values, float)
+    return (values >= limits[0]) & (values <= limits[1])
+
+
 def inside(values: np.ndarray, limits: tuple[float, float]) -> float:
     """Share of values inside the limits."""
-    values = np.asarray(values, float)
-    return float(((values >= limits[0]) & (values <= limits[1])).mean())
+    return float(within(values, limits).mean())
 
 
 def artefact_table(measured: Mapping[str, Mapping[str, np.ndarray]], limits: Mapping[str, tuple[float, float]]) -> str:
-    """Methods by artefact measure: share of pictures inside the clean range, and the median."""
+    """Methods by artefact measure: share of pictures inside the clean range, the median, and how many have left it.
+
+    A picture has left the range if its twin of the first method is inside and it is not.
+    """
     rows = [["clean photographs", *(f"95 % ({low:.2f} to {high:.2f})" for low, high in limits.values())]]
+    first = next(iter(measured.values()))
     for method, values in measured.items():
-        rows.append(
-            [
-                method,
-                *(
-                    f"{inside(values[name], limit):.0%} ({np.median(values[name]):.2f})"
-                    for name, limit in limits.items()
-                ),
-            ]
-        )
-    return table(["inside the range (median)", *limits], rows)
+        cells = []
+        for name, limit in limits.items():
+            left = int((within(first[name], limit) & ~within(values[name], limit)).sum())
+            note = "" if values is first else f", {left} left"
+            cells.append(f"{inside(values[name], limit):.0%} ({np.median(values[name]):.2f}){note}")
+        rows.append([method, *cells])
+    return table(["inside the range (median), left it", *limits], rows)

@@ -176,6 +176,13 @@ def test_no_photograph_is_on_both_sides(data_dir):
 # ---- artefact measures
 
 
+def test_a_picture_has_left_the_range_if_its_twin_is_inside():
+    values = {"unguided": [1, 2, 9, -5], "guided": [1, 7, 3, -4]}  # the second leaves 0 to 5, the third comes in
+    measured = {method: {"hf_share": np.array(own)} for method, own in values.items()}
+    rows = demo_statistics.artefact_table(measured, {"hf_share": (0, 5)}).splitlines()
+    assert rows[-2:] == ["| unguided | 50% (1.50) |", "| guided | 50% (2.00), 1 left |"]
+
+
 def test_high_frequency_energy_of_a_sine():
     x = torch.arange(128) / 128
     high, low = (0.5 + 0.1 * torch.sin(2 * torch.pi * cycles * x).expand(1, 3, 128, 128) for cycles in (48, 8))
