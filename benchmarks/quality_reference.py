@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from quality_protocol import Pictures, Record, collect, digest
 from scipy.stats import spearmanr
-from tiny_quality import flat, tid_steps
+from tiny_quality import flat, ladder_scores, tid_steps
 from torch import Tensor
 from tqdm import tqdm
 
@@ -25,7 +25,7 @@ from iqguide.models import save_model
 from iqguide.models.bpclip import MINI
 from iqguide.models.catalog import get_spec
 from iqguide.models.weights import find_weights
-from iqguide.training import distortions, finetune
+from iqguide.training import finetune
 from iqguide.training.config import FinetuneConfig
 from iqguide.training.data import clean_photographs, split
 
@@ -65,15 +65,7 @@ def on_ladders(score: Score, paths: list[Path], side: int = SIDE) -> Record:
 
     The clean picture has no part in the order: a model with a reference always puts it on top.
     """
-    scores = np.empty((len(distortions.LADDERS), len(paths), 6))
-    for number, path in enumerate(tqdm(paths, desc="ladders")):
-        image = load_images(path)
-        y, x = ((extent - side) // 2 // 8 * 8 for extent in image.shape[-2:])  # on the grid of the file's own blocks
-        clean = image[..., y : y + side, x : x + side]
-        for row, name in enumerate(distortions.LADDERS):
-            generator = torch.Generator().manual_seed(number)
-            levels = distortions.distort(clean.expand(5, -1, -1, -1), name, torch.arange(5.0), generator)
-            scores[row, number] = score(torch.cat([clean, levels]), clean).numpy()
+    scores = np.array(list(ladder_scores(score, paths, side).values()))  # distortions, photographs, 6
     level = np.tile(np.arange(5), len(paths))
     orders = [-spearmanr(kind[:, 1:].flatten(), level).statistic for kind in scores]
     return {
@@ -85,7 +77,7 @@ def on_ladders(score: Score, paths: list[Path], side: int = SIDE) -> Record:
 
 @torch.no_grad()
 def on_tid(score: Score, known: Pictures) -> Record:
-    """The same on the series of tid2013-6ref; its printed scores are a reconstruction and play no part."""
+    """Steps and order on the series of tid2013-6ref; its printed scores are a reconstruction and play no part."""
     reference_of = {row["image"]: row["reference"] for row in known.rows}
     images = {name: load_images(path) for name, path in known.tid.items()}
     scores = {

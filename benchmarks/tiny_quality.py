@@ -93,9 +93,14 @@ def tid_series(margin: Margin, folder: Path) -> Steps:
     return tid_steps(tid_rows(folder), dict(zip(paths, score_files(margin, paths.values()), strict=True)))
 
 
-def ladder_steps(margin: Margin, paths: list[Path], side: int = 256) -> Steps:
-    """Of the ladders, from the clean centre crops to the fifth level."""
-    steps: Steps = defaultdict(list)
+def ladder_scores(
+    score: Callable[[Tensor, Tensor], Tensor], paths: list[Path], side: int = 256
+) -> dict[str, list[list[float]]]:
+    """Distortion -> for each photograph the scores of its centre crop, clean and at the five levels.
+
+    `score` takes these six pictures (6, 3, side, side) and the clean one (1, 3, side, side), and gives (6,).
+    """
+    scores: dict[str, list[list[float]]] = defaultdict(list)
     for number, path in enumerate(tqdm(paths, desc="ladders", leave=False)):
         image = load([path])
         y, x = ((extent - side) // 2 // 8 * 8 for extent in image.shape[-2:])  # on the grid of the file's own blocks
@@ -104,8 +109,14 @@ def ladder_steps(margin: Margin, paths: list[Path], side: int = 256) -> Steps:
             generator = torch.Generator().manual_seed(number)
             levels = distort(clean.expand(5, -1, -1, -1), name, torch.arange(5.0), generator)
             with torch.no_grad():
-                steps[name].append(falls(margin(torch.cat([clean, levels])).tolist()))
-    return dict(steps)
+                scores[name].append(score(torch.cat([clean, levels]), clean).tolist())
+    return dict(scores)
+
+
+def ladder_steps(margin: Margin, paths: list[Path], side: int = 256) -> Steps:
+    """Of the ladders, from the clean centre crops to the fifth level."""
+    scores = ladder_scores(lambda images, clean: margin(images), paths, side)
+    return {name: [falls(series) for series in several] for name, several in scores.items()}
 
 
 def scatter(scores: np.ndarray, mos: np.ndarray, path: Path, side: int = 480) -> None:

@@ -21,6 +21,7 @@ import quality_qualiclip
 import quality_reference
 import quality_tiny
 import tables
+import tiny_quality
 
 from iqguide.training import batches, fit_bpclip, refit
 from iqguide.training.data import split
@@ -201,9 +202,9 @@ def test_models_with_and_without_a_reference_are_asked_the_same(data, known, tmp
 
 def test_the_order_over_photographs_is_that_of_the_levels(data, monkeypatch):
     """A reward that counts what was lost is in order over all photographs; one that looks at the photograph is not."""
-    monkeypatch.setattr(quality_reference.distortions, "LADDERS", {"darken": None})
+    monkeypatch.setattr(tiny_quality, "LADDERS", {"darken": None})
     monkeypatch.setattr(
-        quality_reference.distortions,
+        tiny_quality,
         "distort",
         lambda images, kind, level, generator: images - 0.1 * level.view(-1, 1, 1, 1) - 0.1,
     )
