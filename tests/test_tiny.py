@@ -189,7 +189,7 @@ def test_the_bundled_model_sees_severe_degradations(bundled, kind):
     assert falls(bundled, clean, kind) > 0.5
 
 
-BLOCKS = pytest.param("jpeg", marks=pytest.mark.xfail(strict=True, reason="falls by 0.3 with this version's weights"))
+BLOCKS = pytest.param("jpeg", marks=pytest.mark.xfail(strict=True, reason="falls by 0.4 with this version's weights"))
 
 
 @pytest.mark.parametrize("kind", ["gaussian_blur", "white_noise", BLOCKS])
@@ -219,7 +219,7 @@ def test_it_agrees_with_people_on_photographs_it_never_saw(bundled, data_dir):
     assert spearmanr(scores, [p.mos for p in photographs])[0] >= 0.60
 
 
-@pytest.mark.xfail(strict=True, reason="reached with this version's weights: 91 % of the steps fall")
+@pytest.mark.xfail(strict=True, reason="reached with this version's weights: 90 % of the steps fall")
 @pytest.mark.data
 def test_ladders_fall_on_photographs_it_never_saw(bundled, held_out):
     generator, falls = torch.Generator().manual_seed(0), {}
