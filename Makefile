@@ -60,7 +60,7 @@ train: $(READY) ## train `tiny`, with the bundled bpclip-mini's second opinion (
 	$(BIN)/accelerate launch -m iqguide.training.distill --data "$(IQGUIDE_DATA)" --teacher "$(TEACHER)" --steps 3600 \
 		--out runs/distilled $(ARGS)
 	$(BIN)/accelerate launch -m iqguide.training.refit --data "$(IQGUIDE_DATA)" --init runs/distilled/tiny.safetensors \
-		--second models/assets/bpclip-mini.safetensors --out runs/tiny
+		--second-opinion models/assets/bpclip-mini.safetensors --out runs/tiny
 
 build: $(READY) ## wheel and source archive in dist/
 	$(BIN)/python -m build

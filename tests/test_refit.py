@@ -36,7 +36,7 @@ def run(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("ACCELERATE_USE_CPU", "true")
         AcceleratorState._reset_state(reset_partial_state=True)
-        second = ["--second", str(SECOND), "--second-crop", "48", "--each-second", "1"]
+        second = ["--second-opinion", str(SECOND), "--second-crop", "48", "--each-second", "1"]
         refit.main(["--data", str(data), "--init", str(before), "--out", str(folder / "out"), *SMALL, *second])
     AcceleratorState._reset_state(reset_partial_state=True)
     return folder / "out", before

@@ -637,12 +637,12 @@ def write_garbage(path):
         (refit, {"data": "folder", "init": "tiny", "denoised": "garbage.pt"}, r"garbage\.pt cannot be read as weights"),
         (
             refit,
-            {"data": "folder", "init": "tiny", "second": "gone.safetensors"},
+            {"data": "folder", "init": "tiny", "second-opinion": "gone.safetensors"},
             r"no weights file .*gone\.safetensors",
         ),
         (
             refit,
-            {"data": "folder", "init": "tiny", "second": "other.safetensors"},
+            {"data": "folder", "init": "tiny", "second-opinion": "other.safetensors"},
             r"other\.safetensors has a config .*bpclip-mini",
         ),
         (fit_bpclip, {"data": "folder", "init": "gone.safetensors"}, r"there is no weights file .*gone\.safetensors"),

@@ -171,7 +171,7 @@ def gather(model: Tiny, args: argparse.Namespace) -> Statistics:
     """Everything the head learns from, from the training part of the data."""
     cache = read_predictions(args.denoised) if args.denoised else None
     device = model.margin_mean.device
-    other = create_model("bpclip-mini", weights=args.second, device=device) if args.second else None
+    other = create_model("bpclip-mini", weights=args.second_opinion, device=device) if args.second_opinion else None
     clean, scored, _ = checked_parts(FinetuneConfig(data=args.data))
     ladders, severities = gather_ladders(model, clean, good_photographs(scored), args)
     labels = torch.tensor([batches.raw_units(p.mos) for p in scored], dtype=torch.float32)
@@ -268,7 +268,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--out", type=Path, required=True, help="folder for tiny.safetensors and run.json")
     parser.add_argument("--denoised", type=Path, help="cache made by recipes/demo_generator/denoised.py")
     parser.add_argument(
-        "--second", type=Path, help="file of a bpclip-mini from the same part of the data, for a second opinion"
+        "--second-opinion", type=Path, help="file of a bpclip-mini from the same part of the data, for a second opinion"
     )
     parser.add_argument("--steps", type=int, default=1500, help="optimiser steps (%(default)s)")
     parser.add_argument("--batch", type=int, default=256, help="ladders a step (%(default)s)")

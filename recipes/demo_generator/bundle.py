@@ -27,7 +27,7 @@ def spell_out(folder: Path) -> None:
 
 
 @torch.no_grad()
-def go_part_of_the_way(network: nn.Module, before: nn.Module, way: float) -> None:
+def interpolate(network: nn.Module, before: nn.Module, way: float) -> None:
     """Move the weights back to those of `before` and from there `way` (0 to 1) of what they had come, in place."""
     for parameter, first in zip(network.parameters(), before.parameters(), strict=True):
         parameter.copy_(torch.lerp(first.float(), parameter.float(), way))
@@ -46,8 +46,8 @@ def main(arguments: list[str] | None = None) -> None:
     pipe = StableDiffusionPipeline.from_pretrained(args.pipeline)
     if args.before:
         before = StableDiffusionPipeline.from_pretrained(args.before)
-        go_part_of_the_way(pipe.unet, before.unet, args.way)
-        go_part_of_the_way(pipe.text_encoder, before.text_encoder, args.way)
+        interpolate(pipe.unet, before.unet, args.way)
+        interpolate(pipe.text_encoder, before.text_encoder, args.way)
     if args.vae:
         pipe.vae = AutoencoderTiny.from_pretrained(args.vae)
     for network in (pipe.vae, pipe.unet):  # diffusers reads them back as float32, transformers would keep half
