@@ -26,20 +26,29 @@ STRIDES = (2, 2, 4, 8, 16, 16, 32, 32)
 """Pixels of the picture per step in these maps."""
 
 
-class SameConv2d(nn.Conv2d):
-    """A convolution without bias, padded as TensorFlow's 'SAME': at stride 2 the right and lower edge get more."""
+class Conv(nn.Module):
+    """Convolution, padded as TensorFlow's 'SAME', and the norm behind it, in one.
+
+    The norm's statistics are those of the pretraining and stay, so it is a factor and an offset of each channel: these
+    go into the convolution, which saves a pass over the maps.
+    """
 
     def __init__(self, before: int, width: int, kernel: int, stride: int = 1, groups: int = 1) -> None:
-        super().__init__(before, width, kernel, stride, groups=groups, bias=False)
+        super().__init__()
+        self.conv = nn.Conv2d(before, width, kernel, stride, groups=groups, bias=False)
+        self.norm = nn.BatchNorm2d(width, eps=1e-3)
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, before, h, w) -> (N, width, ceil(h / stride), ceil(w / stride))."""
-        (kernel, _), (stride, _) = self.kernel_size, self.stride
+        conv, norm = self.conv, self.norm
+        factor = norm.weight * (norm.running_var + norm.eps).rsqrt()
+        weight, offset = conv.weight * factor[:, None, None, None], norm.bias - norm.running_mean * factor
+        kernel, stride = conv.kernel_size[0], conv.stride[0]
         if stride == 1:
-            return F.conv2d(x, self.weight, None, 1, kernel // 2, 1, self.groups)
+            return F.conv2d(x, weight, offset, 1, kernel // 2, 1, conv.groups)
         spare = [max((-(-side // stride) - 1) * stride + kernel - side, 0) for side in x.shape[-2:]]
         padding = [spare[1] // 2, spare[1] - spare[1] // 2, spare[0] // 2, spare[0] - spare[0] // 2]
-        return F.conv2d(F.pad(x, padding), self.weight, None, stride, 0, 1, self.groups)
+        return F.conv2d(F.pad(x, padding), weight, offset, stride, 0, 1, conv.groups)
 
 
 class Block(nn.Module):
@@ -48,11 +57,9 @@ class Block(nn.Module):
     def __init__(self, before: int, width: int, kernel: int, stride: int, expansion: int) -> None:
         super().__init__()
         inner = before * expansion
-        layers: list[nn.Module] = []
-        if expansion > 1:
-            layers += [SameConv2d(before, inner, 1), _norm(inner), nn.ReLU6()]
-        layers += [SameConv2d(inner, inner, kernel, stride, groups=inner), _norm(inner), nn.ReLU6()]
-        self.body = nn.Sequential(*layers, SameConv2d(inner, width, 1), _norm(width))
+        layers: list[nn.Module] = [Conv(before, inner, 1), nn.ReLU6()] if expansion > 1 else []
+        layers += [Conv(inner, inner, kernel, stride, groups=inner), nn.ReLU6()]
+        self.body = nn.Sequential(*layers, Conv(inner, width, 1))
         self.shortcut = stride == 1 and before == width
 
     def forward(self, x: Tensor) -> Tensor:
@@ -60,16 +67,12 @@ class Block(nn.Module):
         return x + self.body(x) if self.shortcut else self.body(x)
 
 
-def _norm(width: int) -> nn.BatchNorm2d:
-    return nn.BatchNorm2d(width, eps=1e-3, momentum=0.01)
-
-
 class EfficientNetLite0(nn.Module):
     """Images -> the maps of the stem and of the seven stages, widths `WIDTHS`, at strides `STRIDES`."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.stem = nn.Sequential(SameConv2d(3, STEM, 3, 2), _norm(STEM), nn.ReLU6())
+        self.stem = nn.Sequential(Conv(3, STEM, 3, 2), nn.ReLU6())
         self.stages = nn.ModuleList()
         before = STEM
         for kernel, stride, expansion, width, blocks in STAGES:
@@ -80,7 +83,7 @@ class EfficientNetLite0(nn.Module):
 
     def forward(self, images: Tensor) -> list[Tensor]:
         """Maps (N, C, h, w) from fine to coarse of images (N, 3, H, W) in [0, 1], in the dtype of the weights."""
-        x = self.stem((images.to(self.stem[0].weight.dtype) * 255 - 127) / 128)
+        x = self.stem((images.to(self.stem[0].conv.weight.dtype) * 255 - 127) / 128)
         maps = [x]
         for stage in self.stages:
             x = stage(x)

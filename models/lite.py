@@ -42,7 +42,7 @@ class Lite(nn.Module, HubModel):
     def pooled(self, images: Tensor) -> Tensor:
         """Mean and spread over the picture of tone, colour and all stages, (N, 1644), float32 or better; see `raw`."""
         check_images(images)
-        dtype = working_dtype(self.trunk.stem[0].weight.dtype)
+        dtype = working_dtype(self.trunk.stem[0].conv.weight.dtype)
         maps = self.trunk(images)
         with torch.autocast(images.device.type, enabled=False):
             planes = [tone_and_colour(images.to(dtype)), *(plane.to(dtype) for plane in maps)]
