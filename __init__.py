@@ -18,16 +18,16 @@ _HOMES = {
     "Reward": ".rewards",
     "RewardGuidance": ".guidance",
     "WeightedSum": ".rewards",
-    "best_of_n": ".guidance.search",
+    "best_of_n": ".search.best_of_n",
     "create_model": ".models",
-    "fk_steering": ".guidance.particles",
+    "fk_steering": ".search.fk_steering",
     "list_models": ".models",
     "load_images": ".images",
-    "optimize_noise": ".guidance.noise_search",
+    "optimize_noise": ".search.noise",
     "rank": ".rerank",
-    "redraw": ".guidance.redraw",
+    "redraw": ".search.redraw",
     "save_image": ".images",
-    "zero_order_search": ".guidance.noise_search",
+    "zero_order_search": ".search.noise",
 }
 
 __all__ = [  # noqa: RUF022 - in the order in which a reader meets them
@@ -52,14 +52,14 @@ __all__ = [  # noqa: RUF022 - in the order in which a reader meets them
 
 if TYPE_CHECKING:
     from .guidance import RewardGuidance
-    from .guidance.noise_search import optimize_noise, zero_order_search
-    from .guidance.particles import fk_steering
-    from .guidance.redraw import redraw
-    from .guidance.search import best_of_n
     from .images import load_images, save_image
     from .models import ModelSpec, create_model, list_models
     from .rerank import Ranking, rank
     from .rewards import Attributes, FullReference, Reward, WeightedSum
+    from .search.best_of_n import best_of_n
+    from .search.fk_steering import fk_steering
+    from .search.noise import optimize_noise, zero_order_search
+    from .search.redraw import redraw
 
 
 def __getattr__(name: str) -> Any:

@@ -42,11 +42,11 @@ from tables import README, machine, table, write_between
 from torch import Tensor
 
 from iqguide import RewardGuidance, create_model
-from iqguide.cli_sample import load_pipeline
-from iqguide.guidance.decoders import clamp_towards_range, find_decoder
-from iqguide.guidance.gradient import reward_gradient
+from iqguide.cli.sample import load_pipeline
+from iqguide.guidance.diffusers.decoders import find_decoder
+from iqguide.guidance.gradient import clamp_towards_range, reward_gradient
+from iqguide.guidance.noise_level import Stage, ratio_of
 from iqguide.guidance.reward_guidance import unit_rms
-from iqguide.guidance.schedule import Stage, ratio_of
 from iqguide.images import save_image, to_pil
 
 RESULTS = Path(__file__).parent / "results"

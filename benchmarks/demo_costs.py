@@ -15,7 +15,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from iqguide.guidance import RewardGuidance
-from iqguide.guidance.decoders import find_decoder
+from iqguide.guidance.diffusers.decoders import find_decoder
 
 PARTS = ("decode", "reward", "reward, backward", "decode, backward")
 

@@ -3,8 +3,8 @@
 Adapters: `guidance.diffusers` (`guided`, `RewardGuidanceCallback`). They are not imported here.
 """
 
+from .evaluation import Evaluation
 from .gradient import Decoder, Reward, reward_gradient
-from .log import Evaluation
 from .reward_guidance import GuidanceRun, RewardGuidance
 
 __all__ = ["Decoder", "Evaluation", "GuidanceRun", "Reward", "RewardGuidance", "reward_gradient"]

@@ -6,8 +6,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from .networks import frozen, modules_of
-from .views import View
+from .augmentation import View
+from .freeze import frozen, modules_of
 
 Reward = Callable[[Tensor], Tensor]
 """Images (N, 3, H, W), RGB in [0, 1] -> (N,) float32, higher is better, differentiable."""
@@ -94,3 +94,32 @@ def _view_gradient(margin: Reward, decoder: Decoder, latent: Tensor, view: View)
             " look for .detach(), no_grad, round() or a conversion to NumPy in the reward or the decoder."
         )
     return scores.detach().float(), gradient / lift
+
+
+class _ClampTowardsRange(torch.autograd.Function):
+    """Clamp to [0, 1]; the backward pass drops only what would push a value further out."""
+
+    @staticmethod
+    def forward(ctx, values: Tensor) -> Tensor:
+        ctx.save_for_backward(values < 0, values > 1)
+        return values.clamp(0, 1)
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> Tensor:
+        below, above = ctx.saved_tensors
+        return gradient.masked_fill((below & (gradient < 0)) | (above & (gradient > 0)), 0)
+
+
+def clamp_towards_range(values: Tensor) -> Tensor:
+    """Clamp to [0, 1] for gradient ascent: a value outside keeps the part of its gradient that leads back inside.
+
+    A plain clamp would leave clipped pixels without any gradient, so they could never come back; the identity would let
+    a reward drive them further out, where nothing is seen. Inside [0, 1] the gradient is exact.
+
+    Args:
+        values: any shape, floating.
+
+    Returns:
+        Same shape, in [0, 1]. The gradient that arrives is taken to be that of a reward (higher is better).
+    """
+    return _ClampTowardsRange.apply(values)

@@ -10,11 +10,11 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from .augmentation import draw_views
+from .evaluation import Evaluation
+from .freeze import modules_of
 from .gradient import Decoder, Reward, reward_gradient
-from .log import Evaluation
-from .networks import modules_of
-from .schedule import Stage, noise_level_of, ratio_of
-from .views import draw_views
+from .noise_level import Stage, noise_level_of, ratio_of
 
 logger = logging.getLogger(__name__)
 

@@ -8,7 +8,7 @@ from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import io
 
 from ..guidance import RewardGuidance
-from ..guidance.comfy import patch_model
+from ..guidance.comfy.patch import patch_model
 from ..models.adjectives import read_pairs
 from ..rewards import Attributes, Resize
 from .load import DEFAULT, FOLDER, load_quality_model, time_of

@@ -9,9 +9,9 @@ from comfy.samplers import KSampler
 from comfy_api.latest import io, ui
 from torch import Tensor
 
-from ..guidance.comfy_decoders import CHOICES, find_decoder, pictures_of, tiny_decoder_path
-from ..guidance.comfy_search import Finished, Sampling, best_of_n
+from ..guidance.comfy.decoders import CHOICES, find_decoder, pictures_of, tiny_decoder_path
 from ..rerank import best_first
+from ..search.comfy_best_of_n import Finished, Sampling, best_of_n
 from .picking import labelled
 from .pruning import DEFAULT_SHARES, parse_shares, seeds_from
 from .quality_model import IQ_MODEL, QualityModel, score_images

@@ -7,7 +7,7 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from ..guidance import RewardGuidance
-from ..guidance.comfy import patch_model
+from ..guidance.comfy.patch import patch_model
 from .quality_model import IQ_MODEL, QualityModel
 from .steering import steering_inputs, window_problem
 

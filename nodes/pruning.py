@@ -1,6 +1,6 @@
 """What a user types for a search: seeds, and the steps at which candidates are dropped. Knows no host."""
 
-from ..guidance.search import HALVING
+from ..search.halving import HALVING, check_shares
 
 DEFAULT_SHARES = ", ".join(map(str, HALVING))
 
@@ -12,12 +12,10 @@ def parse_shares(text: str) -> tuple[float, ...]:
         ValueError: the text is something else; quotes it.
     """
     try:
-        shares = tuple(float(part) for part in text.split(",") if part.strip())
+        shares = [float(part) for part in text.split(",") if part.strip()]
     except ValueError as error:
         raise ValueError(f"drop_at is {text!r}; expected numbers, for example {DEFAULT_SHARES}.") from error
-    if any(not 0 < share < 1 for share in shares) or list(shares) != sorted(set(shares)):
-        raise ValueError(f"drop_at is {text!r}; expected numbers between 0 and 1 that rise, such as {DEFAULT_SHARES}.")
-    return shares
+    return check_shares("drop_at", shares)
 
 
 def seeds_from(seed: int, count: int) -> list[int]:

@@ -8,7 +8,7 @@ import torch
 from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import io, ui
 
-from ..guidance.comfy import patches_of
+from ..guidance.comfy.patch import patches_of
 from ..images import to_tensor
 from .plot import draw_log, notice, without_nan
 from .text import show

@@ -3,7 +3,7 @@
 from comfy_api.latest import io
 
 from ..guidance import RewardGuidance
-from ..guidance.comfy_decoders import CHOICES
+from ..guidance.comfy.decoders import CHOICES
 
 
 def steering_inputs() -> list[io.Input]:

@@ -16,7 +16,8 @@ import pytest
 import torch
 from PIL import Image
 
-from iqguide import cli, cli_score, create_model, images, load_images, rank
+from iqguide import cli, create_model, images, load_images, rank
+from iqguide.cli import score as cli_score
 from iqguide.images import ImageError, save_image, to_tensor
 from iqguide.models import WeightsError
 

@@ -14,9 +14,12 @@ import pytest
 import torch
 from PIL import Image
 
-from iqguide import cli, cli_sample, cli_score, cli_values, create_model, load_images
-from iqguide.guidance.search import HALVING
+from iqguide import cli, create_model, load_images
+from iqguide.cli import arguments as cli_values
+from iqguide.cli import sample as cli_sample
+from iqguide.cli import score as cli_score
 from iqguide.images import resize_short_side, save_image, to_tensor
+from iqguide.search.halving import HALVING
 
 COMMANDS = ("demo", "score", "rank", "sample", "evaluate", "models", "env")
 RANDOM = ["--weights", "random", "--device", "cpu"]

@@ -22,7 +22,7 @@ def tiny():
 
 @pytest.fixture(scope="module")
 def comfy_adapter(tiny):
-    from iqguide.guidance import comfy
+    from iqguide.guidance.comfy import patch as comfy
 
     return comfy
 

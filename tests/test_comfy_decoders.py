@@ -16,7 +16,7 @@ def tiny():
 
 @pytest.fixture(scope="module")
 def decoders(tiny):
-    from iqguide.guidance import comfy_decoders
+    from iqguide.guidance.comfy import decoders as comfy_decoders
 
     return comfy_decoders
 
@@ -154,7 +154,7 @@ def test_every_frame_is_pushed(tiny, decoders, model, vae_approx):
 
     from iqguide.guidance import RewardGuidance
     from iqguide.guidance.comfy import patch_model, patches_of
-    from iqguide.guidance.evaluations import GuidedEvaluations
+    from iqguide.guidance.prediction_only import GuidedEvaluations
 
     video = model.clone()
     video.add_object_patch("latent_format", comfy.latent_formats.Wan21())

@@ -401,7 +401,7 @@ def test_unfinished_candidates_are_seen_through_a_tiny_decoder(pack, brightness,
     dropped = [[row for row in table["candidates"] if row["dropped_at"]] for table in (by_tiny, by_vae)]
     assert [len(rows) for rows in dropped] == [2, 2]
     seed = dropped[0][0]["seed"]  # at the fifth of six evaluations: what it saw can be worked out
-    from iqguide.guidance import comfy_search
+    from iqguide.search import comfy_best_of_n as comfy_search
 
     prompts = tiny.conditioning(seed=1), tiny.conditioning(seed=2)
     latent = {"samples": torch.zeros(1, 4, 4, 4)}

@@ -25,7 +25,7 @@ def tiny():
 
 def push_of(sampler, steps, model, tiny, scale=0.01):
     """Root mean square of what guidance moves, in parts of what its strength stands for."""
-    from iqguide.guidance import comfy
+    from iqguide.guidance.comfy import patch as comfy
 
     clean = model.clone()
     clean.set_model_unet_function_wrapper(lambda apply, given: given["input"])

@@ -20,7 +20,7 @@ def tiny():
 
 @pytest.fixture(scope="module")
 def search(tiny):
-    from iqguide.guidance import comfy_search
+    from iqguide.search import comfy_best_of_n as comfy_search
 
     return comfy_search
 
@@ -148,7 +148,8 @@ def grey(images):
 @pytest.mark.parametrize("sampler", ["euler", "heun", "euler_cfg_pp"])
 @pytest.mark.parametrize("batch_size", [1, 3])
 def test_guidance_goes_on_where_it_was(sampler, batch_size, search, tiny, kinds):
-    from iqguide.guidance import RewardGuidance, comfy
+    from iqguide.guidance import RewardGuidance
+    from iqguide.guidance.comfy import patch as comfy
 
     model, channels, vae = kinds["v"]
     with torch.inference_mode():
@@ -168,7 +169,8 @@ def test_guidance_goes_on_where_it_was(sampler, batch_size, search, tiny, kinds)
 
 
 def test_guidance_of_a_leg_that_ends_early_is_not_called_idle(search, tiny, kinds, caplog):
-    from iqguide.guidance import RewardGuidance, comfy
+    from iqguide.guidance import RewardGuidance
+    from iqguide.guidance.comfy import patch as comfy
 
     model, channels, vae = kinds["v"]
     with torch.inference_mode():

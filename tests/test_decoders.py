@@ -11,9 +11,10 @@ from diffusers import AutoencoderTiny, DDPMPipeline, StableDiffusionPipeline
 from packaging.version import Version
 from tiny_pipelines import FAMILIES, tiny_kl, tiny_pipeline, tiny_tae
 
-from iqguide.guidance import decoders, families
-from iqguide.guidance.decoders import VaeDecoder, clamp_towards_range, find_decoder
-from iqguide.guidance.diffusers import local_tiny
+from iqguide.guidance.diffusers import decoders
+from iqguide.guidance.diffusers import latents as families
+from iqguide.guidance.diffusers.decoders import VaeDecoder, find_decoder, local_tiny
+from iqguide.guidance.gradient import clamp_towards_range
 
 FLUX = "flux"
 

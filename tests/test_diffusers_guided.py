@@ -12,8 +12,8 @@ import torch
 from tiny_pipelines import FAMILIES, tiny_pipeline, tiny_tae
 
 from iqguide.guidance import RewardGuidance
-from iqguide.guidance.decoders import find_decoder
 from iqguide.guidance.diffusers import guided
+from iqguide.guidance.diffusers.decoders import find_decoder
 
 SEEDS = 6
 SD = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}

@@ -15,8 +15,8 @@ import torch
 
 from iqguide.guidance import RewardGuidance
 from iqguide.guidance.diffusers import guided
-from iqguide.guidance.parametrization import denoised_from_output
-from iqguide.guidance.scheduler_units import SCHEDULERS, row_for
+from iqguide.guidance.diffusers.schedulers import SCHEDULERS, row_for
+from iqguide.guidance.prediction import denoised_from_output
 
 SD = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 FLOW = {"prediction_type": "flow_prediction", "use_flow_sigmas": True, "flow_shift": 3.0}

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from iqguide.guidance import RewardGuidance
-from iqguide.guidance.evaluations import GuidedEvaluations, joined_run, split_run
-from iqguide.guidance.log import Evaluation, joined_logs, split_log
+from iqguide.guidance.evaluation import Evaluation, joined_logs, split_log
+from iqguide.guidance.prediction_only import GuidedEvaluations, joined_run, split_run
 
 TOTAL = math.log(1.5 / (0.05 / 0.95))  # length of the default window, 0.6 to 0.05, in log(sigma / alpha)
 

@@ -17,11 +17,11 @@ from diffusers import (
 from tiny_pipelines import tiny_pipeline
 
 from iqguide import RewardGuidance
-from iqguide.guidance.ancestral import ancestral
-from iqguide.guidance.denoiser import counted_rows
 from iqguide.guidance.diffusers import guided
-from iqguide.guidance.particles import effective_sample_size, fk_steering, systematic
-from iqguide.guidance.redraw import redraw
+from iqguide.guidance.diffusers.denoiser import counted_rows
+from iqguide.search.ancestral import ancestral
+from iqguide.search.fk_steering import effective_sample_size, fk_steering, systematic
+from iqguide.search.redraw import redraw
 
 MEANS, SPREAD, SHARES = torch.tensor([-1.0, 1.5]), 0.5, torch.tensor([0.7, 0.3])
 BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
@@ -268,7 +268,7 @@ def test_steering_raises_the_reward():
         (DDIMScheduler, {"eta": 1.0, "particles": 1}, "at least 2 particles"),
         (DDIMScheduler, {"eta": 1.0, "lambda_": float("nan")}, "lambda_ is nan; expected a finite number"),
         (DDIMScheduler, {"eta": 1.0, "lambda_": float("inf")}, "lambda_ is inf"),
-        (DDIMScheduler, {"eta": 1.0, "checkpoints": (0.5, 0.2)}, "shares that rise"),
+        (DDIMScheduler, {"eta": 1.0, "checkpoints": (0.5, 0.2)}, "shares of the steps that rise"),
         (DDIMScheduler, {"eta": 1.0, "potential": "sum"}, "expected 'difference' or 'max'"),
         (DDIMScheduler, {"eta": 1.0, "resample_below": 0}, "resample_below is 0"),
     ],

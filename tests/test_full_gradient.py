@@ -9,7 +9,7 @@ from tiny_pipelines import FAMILIES, tiny_pipeline
 
 from iqguide import RewardGuidance, best_of_n
 from iqguide.guidance.diffusers import RewardGuidanceCallback, guided
-from iqguide.guidance.full_gradient import FullGradient
+from iqguide.guidance.diffusers.full_gradient import FullGradient
 
 BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 WIDE = {"scale": 0.5, "noise": 0.0, "every": 1, "noise_window": (0.95, 0.05)}

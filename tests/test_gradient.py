@@ -11,8 +11,8 @@ import torch
 from torch import nn
 
 from iqguide.guidance import reward_gradient
-from iqguide.guidance.networks import modules_of
-from iqguide.guidance.views import View, draw_views
+from iqguide.guidance.augmentation import View, draw_views
+from iqguide.guidance.freeze import modules_of
 
 
 def network(*channels: int) -> nn.Module:

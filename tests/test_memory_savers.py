@@ -6,8 +6,8 @@ from test_families import brightness
 from tiny_pipelines import SIZE, tiny_pipeline
 
 from iqguide import RewardGuidance
-from iqguide.guidance.decoders import find_decoder
 from iqguide.guidance.diffusers import guided
+from iqguide.guidance.diffusers.decoders import find_decoder
 
 CPU = torch.device("cpu")
 

@@ -10,7 +10,7 @@ from tiny_pipelines import tiny_pipeline
 from iqguide import RewardGuidance
 from iqguide.guidance.diffusers import guided
 
-modular = pytest.importorskip("iqguide.guidance.modular", reason="this diffusers has no modular pipelines")
+modular = pytest.importorskip("iqguide.guidance.diffusers.modular", reason="this diffusers has no modular pipelines")
 
 GUIDANCE = RewardGuidance(to_the_left, scale=0.5, every=1)
 BLOCKS = {

@@ -8,8 +8,8 @@ from test_families import broken, state_of, to_the_left
 from tiny_pipelines import tiny_pipeline
 
 from iqguide import RewardGuidance
-from iqguide.guidance.decoders import find_decoder
 from iqguide.guidance.diffusers import RewardGuidanceCallback, guided
+from iqguide.guidance.diffusers.decoders import find_decoder
 
 STEPS = 4
 SEEDS = range(2)

@@ -95,7 +95,7 @@ print(json.dumps([
 """)
     assert found[0] == [True] * 9
     sentences = ["end_percent is 1.5", "start_percent is -0.1", "start must be below end", "start_percent is nan"]
-    sentences += ["expected wanted / unwanted", "start must be below end", "expected numbers"]
+    sentences += ["expected wanted / unwanted", "start must be below end", "drop_at is (0.7, 0.4)"]
     for sentence, message in zip(sentences, found[1], strict=True):
         assert sentence in message
 
@@ -169,7 +169,7 @@ def test_the_guidance_node_has_the_defaults_of_the_library(schemas):
 def test_the_guidance_nodes_push_about_as_much_as_the_library(schemas):
     """In percent of ComfyUI a window lies elsewhere for each kind of model; docs/comfyui.md has these numbers."""
     from iqguide import RewardGuidance
-    from iqguide.guidance.schedule import ratio_of
+    from iqguide.guidance.noise_level import ratio_of
 
     betas = np.linspace(0.00085**0.5, 0.012**0.5, 1000) ** 2
     alphas = np.cumprod(1 - betas)
@@ -188,8 +188,8 @@ def test_the_guidance_nodes_push_about_as_much_as_the_library(schemas):
 
 
 def test_the_sampler_drops_where_the_library_drops(schemas):
-    from iqguide.guidance.search import HALVING
     from iqguide.nodes.pruning import parse_shares
+    from iqguide.search.halving import HALVING
 
     (drop_at,) = (each for each in schemas["IQGuideBestOfNSampler"]["inputs"] if each["id"] == "drop_at")
     assert parse_shares(drop_at["default"]) == HALVING

@@ -9,10 +9,10 @@ from diffusers import EulerAncestralDiscreteScheduler, LCMScheduler, StableDiffu
 from tiny_pipelines import FAMILIES, tiny_pipeline
 
 from iqguide import RewardGuidance, best_of_n
-from iqguide.guidance.candidates import initial_noise
-from iqguide.guidance.denoiser import checkpointed, counted_rows
-from iqguide.guidance.noise_search import _norm_gradient, noise_gradient, optimize_noise, zero_order_search
-from iqguide.guidance.redraw import redraw
+from iqguide.guidance.diffusers.denoiser import checkpointed, counted_rows
+from iqguide.search.candidates import initial_noise
+from iqguide.search.noise import _norm_gradient, noise_gradient, optimize_noise, zero_order_search
+from iqguide.search.redraw import redraw
 
 BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 

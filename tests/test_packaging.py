@@ -176,9 +176,9 @@ spec.loader.exec_module(package)
 
 for path in sorted(folder.rglob("*.py")):
     parts = path.relative_to(folder).with_suffix("").parts
-    if parts[-1].startswith("comfy"):
+    if any(part.startswith("comfy") for part in parts):
         continue  # needs ComfyUI
-    if parts[0] in {"cli", "models", "guidance", "images", "rewards", "rerank", "training"}:
+    if parts[0] in {"cli", "models", "guidance", "search", "images", "rewards", "rerank", "training"}:
         importlib.import_module(".".join([name, *parts]).removesuffix(".__init__"))
 
 model = package.create_model("tiny")

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from iqguide.guidance.parametrization import PREDICTION_TYPES, denoised_from_output, output_change, output_shift
+from iqguide.guidance.prediction import PREDICTION_TYPES, denoised_from_output, output_change, output_shift
 
 LEVELS = [(0.8, 0.6), (1.0, 0.05), (1.0, 14.6), (0.3, 0.7), (0.9, 0.1)]  # VP, VE low and high, flow twice
 

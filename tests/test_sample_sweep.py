@@ -12,8 +12,9 @@ from PIL.PngImagePlugin import PngInfo
 from tiny_pipelines import prompted_pipeline, tiny_tae
 from two_processes import in_two
 
-from iqguide import cli, cli_sample, create_model
-from iqguide.cli_sweep import share_of, verdict
+from iqguide import cli, create_model
+from iqguide.cli import sample as cli_sample
+from iqguide.cli.sweep import share_of, verdict
 from iqguide.images import to_tensor
 from iqguide.models import save_model
 

@@ -7,11 +7,11 @@ from diffusers import FlowMatchHeunDiscreteScheduler, StableDiffusionImg2ImgPipe
 from tiny_pipelines import FAMILIES, tiny_pipeline
 
 from iqguide import RewardGuidance
-from iqguide.guidance.denoiser import counted_rows
 from iqguide.guidance.diffusers import guided
-from iqguide.guidance.reentry import run_on, run_to
-from iqguide.guidance.sampler_state import SamplerState, joined
-from iqguide.guidance.scheduler_units import SCHEDULERS
+from iqguide.guidance.diffusers.denoiser import counted_rows
+from iqguide.guidance.diffusers.schedulers import SCHEDULERS
+from iqguide.search.resume import run_on, run_to
+from iqguide.search.sampler_state import SamplerState, joined
 
 STEPS = 7
 SD = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "steps_offset": 1}

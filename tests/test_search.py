@@ -6,7 +6,7 @@ from diffusers import DDIMScheduler, EulerAncestralDiscreteScheduler, StableDiff
 from tiny_pipelines import FAMILIES, tiny_pipeline
 
 from iqguide import best_of_n
-from iqguide.guidance.search import _batches
+from iqguide.search.best_of_n import _batches
 
 
 def brightness(images):

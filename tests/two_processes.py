@@ -30,7 +30,8 @@ def main(notes, *arguments):
     """One process: `iqguide`, whose seeds and pictures are noted on the way."""
     from accelerate import PartialState
 
-    from iqguide import cli, cli_sample
+    from iqguide import cli
+    from iqguide.cli import sample as cli_sample
     from iqguide.training import evaluate
 
     draw, read, drawn, scored = cli_sample.draw, evaluate.load_images, [], []

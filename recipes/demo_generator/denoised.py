@@ -18,7 +18,7 @@ from corpus import DEGRADATIONS, crop
 from diffusers import StableDiffusionPipeline
 from tqdm import tqdm
 
-from iqguide.guidance.parametrization import denoised_from_output
+from iqguide.guidance.prediction import denoised_from_output
 from iqguide.training.data import clean_photographs, good_photographs, scored_photographs, split
 
 NOISE_LEVELS = (0.02, 0.8)

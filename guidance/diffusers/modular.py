@@ -6,10 +6,10 @@ from typing import Any
 from diffusers.modular_pipelines import ModularPipelineBlocks
 from diffusers.modular_pipelines.modular_pipeline_utils import InputParam
 
-from .diffusers import local_tiny
+from ..evaluation import Evaluation
+from ..reward_guidance import RewardGuidance
+from .decoders import local_tiny
 from .guided_step import GuidedStep
-from .log import Evaluation
-from .reward_guidance import RewardGuidance
 
 __all__ = ["RewardGuidanceBlock", "with_guidance"]
 

@@ -17,23 +17,24 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import nn
 
-from . import __version__
-from .cli_output import OK, progress, say
-from .cli_score import best_device
-from .cli_sweep import finished, gathered, share_of, verdict
-from .cli_values import SEEDS
-from .guidance import RewardGuidance
-from .guidance.search import HALVING, best_of_n
-from .guidance.steered import steered
-from .images import atomic_write, save_image, to_pil
-from .models import MODELS, create_model
-from .models.weights import is_offline
-from .rerank import Ranking, rank
-from .rewards import Reward
-from .training.errors import make_folder, one_line
-from .training.evaluate import distributed_device
+from .. import __version__
+from ..guidance import RewardGuidance
+from ..images import atomic_write, save_image, to_pil
+from ..models import MODELS, create_model
+from ..models.weights import ASSETS, is_offline
+from ..rerank import Ranking, rank
+from ..rewards import Reward
+from ..search.best_of_n import best_of_n
+from ..search.candidates import guided_calls
+from ..search.halving import HALVING
+from ..training.errors import make_folder, one_line
+from ..training.evaluate import distributed_device
+from .arguments import SEEDS
+from .console import OK, progress, say
+from .score import best_device
+from .sweep import finished, gathered, share_of, verdict
 
-DEMO = Path(__file__).resolve().parent / "models" / "assets" / "demo"
+DEMO = ASSETS / "demo"
 DEMO_CALL = {"num_inference_steps": 25, "guidance_scale": 3.0}  # what the bundled generator is made for
 
 
@@ -194,7 +195,7 @@ def draw(
     if not best_of:
         groups = [list(seeds[i : i + batch_size]) for i in range(0, len(seeds), batch_size)]
     twins = judge is not None and (guidance is not None or best_of is not None)
-    with steered(pipe, guidance, call) as run:
+    with guided_calls(pipe, guidance, call) as run:
         for group in groups:
             wanted = [group[0] * best_of + i for i in range(best_of)] if best_of else group
             start = time.perf_counter()

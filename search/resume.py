@@ -14,12 +14,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .clipping import clipping_of
-from .denoiser import denoisers_of, silenced
-from .guided_step import GuidedStep
-from .parametrization import denoised_from_output
-from .sampler_state import SamplerState, check_scheduler, draws_noise, position_of, put_back, stored_by
-from .scheduler_units import row_for
+from ..guidance.diffusers.clipping import clipping_of
+from ..guidance.diffusers.denoiser import denoisers_of, silenced
+from ..guidance.diffusers.guided_step import GuidedStep
+from ..guidance.diffusers.schedulers import row_for
+from ..guidance.prediction import denoised_from_output
+from .halving import position_of
+from .sampler_state import SamplerState, check_scheduler, draws_noise, put_back, stored_by
 
 
 def run_to(

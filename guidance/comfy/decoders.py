@@ -20,7 +20,7 @@ from comfy.model_patcher import ModelPatcher
 from comfy.taesd.taesd import TAESD
 from torch import Tensor, nn
 
-from .decoders import clamp_towards_range
+from ..gradient import clamp_towards_range
 
 CHOICES = ("auto", "tiny", "vae")
 

@@ -12,13 +12,12 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
+from ..guidance.diffusers.decoders import Decoder, find_decoder
+from ..guidance.diffusers.denoiser import checkpointed, counted_rows
+from ..guidance.freeze import frozen, modules_of
+from ..guidance.reward_guidance import RewardGuidance
 from ..rerank import Ranking, best_first
-from .candidates import Candidate, call_arguments, chunks, drawn, initial_noise, pictures_of, size_of
-from .decoders import Decoder, find_decoder
-from .denoiser import checkpointed, counted_rows
-from .networks import frozen, modules_of
-from .reward_guidance import RewardGuidance
-from .steered import steered
+from .candidates import Candidate, call_arguments, chunks, drawn, guided_calls, initial_noise, pictures_of, size_of
 
 
 def zero_order_search(
@@ -66,7 +65,7 @@ def zero_order_search(
     if not 0 <= closeness < 1:
         raise ValueError(f"closeness is {closeness}; expected at least 0 and less than 1, which is the best itself.")
     fresh = _generator_beside(seed)
-    with steered(pipe, guidance, pipe_kwargs), counted_rows(pipe) as rows:
+    with guided_calls(pipe, guidance, pipe_kwargs), counted_rows(pipe) as rows:
         noise = initial_noise(pipe, seed, pipe_kwargs)
         found = _from_noise(pipe, reward, noise, seed, batch_size, pipe_kwargs)
         for _ in _progress(pipe)(range(rounds), desc="zero-order search"):
@@ -132,7 +131,7 @@ def optimize_noise(
     if guidance is not None and guidance.needs_graph:
         raise ValueError("got guidance with gradient='full', which uses up the graph; expected gradient='denoised'.")
     _check_descent(learning_rate, momentum, clip, regularisation)
-    with steered(pipe, guidance, pipe_kwargs), counted_rows(pipe) as rows:
+    with guided_calls(pipe, guidance, pipe_kwargs), counted_rows(pipe) as rows:
         first = initial_noise(pipe, seed, pipe_kwargs)
         climb = functools.partial(noise_gradient, pipe, reward, seed=seed, decoder=decoder, given=pipe_kwargs)
         noise = first.float().clone().requires_grad_()

@@ -18,8 +18,8 @@ import torch
 from comfy.samplers import KSAMPLER
 from torch import Tensor
 
-from .comfy import patches_of
-from .evaluations import joined_run, split_run
+from ..guidance.comfy.patch import patches_of
+from ..guidance.prediction_only import joined_run, split_run
 
 _POST_CFG = "sampler_post_cfg_function"
 _BROWNIAN = ("dpmpp_sde", "dpmpp_2m_sde", "dpmpp_2m_sde_heun", "dpmpp_3m_sde")

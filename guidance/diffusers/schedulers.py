@@ -12,8 +12,8 @@ from typing import Any
 
 from torch import Tensor
 
-from .parametrization import output_shift
-from .schedule import Stage
+from ..noise_level import Stage
+from ..prediction import output_shift
 
 
 @dataclass(frozen=True)

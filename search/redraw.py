@@ -9,9 +9,8 @@ from torch import Tensor
 
 from ..rerank import Ranking
 from .ancestral import ancestral, seeded
-from .candidates import call_arguments, pictures_of
-from .reentry import run_on, run_to
-from .steered import steered
+from .candidates import call_arguments, guided_calls, pictures_of
+from .resume import run_on, run_to
 
 _OF_ALL = ("guidance", "batch_size")
 _OF_PARTICLES = (
@@ -39,7 +38,7 @@ def redraw(pipe: Any, ranking: Ranking, index: int) -> Tensor:
         call["latents"] = ranking.latents[index : index + 1].to(pipe.device)
     if ranking.lineages is not None:
         return _resampled(pipe, ranking, index, given, call)
-    with steered(pipe, settings.get("guidance"), given):
+    with guided_calls(pipe, settings.get("guidance"), given):
         result = pipe(**call, generator=[torch.Generator("cpu").manual_seed(seed)])
     return pictures_of(result)[0].float().cpu()
 
@@ -48,7 +47,7 @@ def _resampled(pipe: Any, ranking: Ranking, index: int, given: dict[str, Any], c
     """Follow a lineage: the same run, whose noise comes from another seed from each resampling on."""
     (_, root), *later = ranking.lineages[index]
     state = None
-    with ancestral(pipe, ranking.settings["eta"]) as made, steered(pipe, ranking.settings["guidance"], given):
+    with ancestral(pipe, ranking.settings["eta"]) as made, guided_calls(pipe, ranking.settings["guidance"], given):
         for share, seed in later:
             state, _ = run_to(pipe, share, seeded([root], made), state, **call)
             state = replace(state, generators=[torch.Generator("cpu").manual_seed(seed).get_state()])

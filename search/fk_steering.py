@@ -12,16 +12,16 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
+from ..guidance.diffusers.decoders import Decoder, find_decoder
+from ..guidance.diffusers.denoiser import counted_rows
+from ..guidance.reward_guidance import RewardGuidance
 from ..rerank import Ranking, best_first
 from ..rewards import margin_of
 from .ancestral import AncestralStep, ancestral, seeded
-from .candidates import call_arguments, chunks, drawn, scored, size_of
-from .decoders import Decoder, find_decoder
-from .denoiser import counted_rows
-from .reentry import run_on, run_to
-from .reward_guidance import RewardGuidance
-from .sampler_state import SamplerState, joined, position_of
-from .steered import steered
+from .candidates import call_arguments, chunks, drawn, guided_calls, scored, size_of
+from .halving import check_shares, position_of
+from .resume import run_on, run_to
+from .sampler_state import SamplerState, joined
 
 CHECKPOINTS = (0.2, 0.4, 0.6, 0.8)
 """Shares of the steps after which particles are weighed, by default."""
@@ -107,7 +107,7 @@ def fk_steering(
     quiet = getattr(pipe, "_progress_bar_config", {}).get("disable", False)
     progress = functools.partial(tqdm, disable=quiet or None)
     lanes, margin = chunks(range(particles), batch_size), margin_of(reward)
-    with ancestral(pipe, eta) as made, steered(pipe, guidance, pipe_kwargs), counted_rows(pipe) as rows:
+    with ancestral(pipe, eta) as made, guided_calls(pipe, guidance, pipe_kwargs), counted_rows(pipe) as rows:
         look = find_decoder(pipe, decoder, **size_of(pipe_kwargs))
         log: list[Weighing] = []
         for share in checkpoints:
@@ -280,9 +280,7 @@ def _check(
         )
     if not math.isfinite(lambda_):
         raise ValueError(f"lambda_ is {lambda_}; expected a finite number.")
-    shares = list(checkpoints)
-    if not shares or any(not 0 < share < 1 for share in shares) or shares != sorted(set(shares)):
-        raise ValueError(f"checkpoints are {tuple(shares)}; expected shares that rise, each between 0 and 1.")
+    check_shares("checkpoints", checkpoints)
     if potential not in ("difference", "max"):
         raise ValueError(f"potential is {potential!r}; expected 'difference' or 'max'.")
     if not 0 < resample_below <= 1:

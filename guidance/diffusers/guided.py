@@ -5,32 +5,21 @@ Both wrap `pipe.scheduler.step` on this one scheduler object, where every pipeli
 """
 
 import logging
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from diffusers import AutoencoderTiny
 from diffusers.callbacks import PipelineCallback
 from diffusers.configuration_utils import register_to_config
 
+from ..evaluation import Evaluation
+from ..reward_guidance import RewardGuidance
+from .decoders import local_tiny
 from .guided_step import GuidedStep
-from .log import Evaluation
-from .reward_guidance import RewardGuidance
 
 logger = logging.getLogger(__name__)
 
 __all__ = ["RewardGuidanceCallback", "guided"]
-
-
-def local_tiny(name: str) -> AutoencoderTiny | None:
-    """The AutoencoderTiny of this name from the local cache; None if it is not there. Never goes to the network."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # about arguments that diffusers passes on
-        try:
-            return AutoencoderTiny.from_pretrained(name, local_files_only=True)
-        except OSError:  # what diffusers raises for files that are not in the cache
-            return None
 
 
 @contextmanager

@@ -10,9 +10,9 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from .cli_output import FAILED, INTERRUPTED, OK
-from .cli_values import counting, dimensions, finite, positive, seed_list, shares, strength
-from .training.errors import one_line
+from ..training.errors import one_line
+from .arguments import counting, dimensions, finite, positive, seed_list, shares, strength
+from .console import FAILED, INTERRUPTED, OK
 
 PACKAGES = (
     *("torch", "diffusers", "open_clip_torch", "timm", "transformers", "accelerate"),
@@ -66,7 +66,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 class _Version(argparse.Action):
     def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
-        from . import __version__
+        from .. import __version__
 
         print(f"iqguide {__version__}")
         parser.exit()
@@ -280,37 +280,37 @@ def _add_env(commands: Any) -> None:
 
 
 def _demo(options: argparse.Namespace) -> int:
-    from .cli_sample import run_demo
+    from .sample import run_demo
 
     return run_demo(options)
 
 
 def _score(options: argparse.Namespace) -> int:
-    from .cli_score import run_score
+    from .score import run_score
 
     return run_score(options)
 
 
 def _rank(options: argparse.Namespace) -> int:
-    from .cli_score import run_rank
+    from .score import run_rank
 
     return run_rank(options)
 
 
 def _sample(options: argparse.Namespace) -> int:
-    from .cli_sample import run_sample
+    from .sample import run_sample
 
     return run_sample(options)
 
 
 def _evaluate(options: argparse.Namespace) -> int:
-    from .cli_evaluate import run_evaluate
+    from .evaluate import run_evaluate
 
     return run_evaluate(options)
 
 
 def _models(options: argparse.Namespace) -> int:
-    from .models import MODELS, is_cached
+    from ..models import MODELS, is_cached
 
     rows = []
     for spec in MODELS.values():
@@ -336,8 +336,8 @@ def _env(options: argparse.Namespace) -> int:
 
     import torch
 
-    from . import __version__
-    from .models.weights import cache_dir, is_offline
+    from .. import __version__
+    from ..models.weights import cache_dir, is_offline
 
     print(f"iqguide          {__version__}")
     print(f"python           {platform.python_version()} on {platform.platform()}")
@@ -359,7 +359,7 @@ def _env(options: argparse.Namespace) -> int:
 
 def _is_for_people(error: Exception) -> bool:
     """Whether the message alone says what to do; anything else is a defect, and its traceback is wanted."""
-    from .models import WeightsError
+    from ..models import WeightsError
 
     return isinstance(error, (ValueError, OSError, ImportError, WeightsError))
 
@@ -372,7 +372,3 @@ def _drop_unwritten() -> None:
         null = os.open(os.devnull, os.O_WRONLY)
         os.dup2(null, sys.stdout.fileno())
         os.close(null)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

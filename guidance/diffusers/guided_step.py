@@ -11,13 +11,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..evaluation import Evaluation
+from ..prediction import denoised_from_output, output_change, output_shift
+from ..reward_guidance import GuidanceRun, RewardGuidance
 from .clipping import clipping_of
 from .decoders import find_decoder
 from .full_gradient import FullGradient
-from .log import Evaluation
-from .parametrization import denoised_from_output, output_change, output_shift
-from .reward_guidance import GuidanceRun, RewardGuidance
-from .scheduler_units import row_for
+from .schedulers import row_for
 
 _HISTORY = ("model_outputs", "derivatives", "ets", "last_sample", "cur_sample", "prev_derivative", "sample")
 _OWN_WAYS = ("per_token_timesteps", "r_timestep")  # arguments of `step` that leave the scheduler's own schedule

@@ -77,11 +77,6 @@ def joined(states: Sequence[SamplerState]) -> SamplerState:
     return replace(states[0], **together, **own)
 
 
-def position_of(share: float, total: int) -> int:
-    """The evaluation, from 0, with which `share` (0 to 1) of `total` evaluations, but at least one, have been made."""
-    return max(round(share * total), 1) - 1
-
-
 def check_scheduler(scheduler: Any) -> None:
     """Refuse a scheduler whose samples cannot be continued apart.
 

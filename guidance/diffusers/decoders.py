@@ -1,21 +1,24 @@
 """From the latents that a scheduler sees to pictures: finding and wrapping a decoder.
 
-Nothing here knows a host: pipelines and autoencoders are taken by what they have (`vae`, `vae_scale_factor`,
-`prepare_latents`; `decode`, `config`), as in diffusers.
+Pipelines and autoencoders are taken by what they have (`vae`, `vae_scale_factor`, `prepare_latents`; `decode`,
+`config`), so those of other packages work too where they follow diffusers.
 """
 
 import copy
 import functools
 import inspect
 import logging
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
+from diffusers import AutoencoderTiny
 from torch import Tensor, nn
 
-from .families import Family, Grid, as_given, family_of
+from ..gradient import clamp_towards_range
+from .latents import Family, Grid, as_given, family_of
 
 logger = logging.getLogger(__name__)
 
@@ -26,35 +29,6 @@ Of a video frames (N, F, 3, H, W), each of which is scored.
 """
 
 _HOST_HOOKS = ("_hf_hook", "_diffusers_hook", "_old_forward", "forward")  # set on instances by offloading
-
-
-class _ClampTowardsRange(torch.autograd.Function):
-    """Clamp to [0, 1]; the backward pass drops only what would push a value further out."""
-
-    @staticmethod
-    def forward(ctx, values: Tensor) -> Tensor:
-        ctx.save_for_backward(values < 0, values > 1)
-        return values.clamp(0, 1)
-
-    @staticmethod
-    def backward(ctx, gradient: Tensor) -> Tensor:
-        below, above = ctx.saved_tensors
-        return gradient.masked_fill((below & (gradient < 0)) | (above & (gradient > 0)), 0)
-
-
-def clamp_towards_range(values: Tensor) -> Tensor:
-    """Clamp to [0, 1] for gradient ascent: a value outside keeps the part of its gradient that leads back inside.
-
-    A plain clamp would leave clipped pixels without any gradient, so they could never come back; the identity would let
-    a reward drive them further out, where nothing is seen. Inside [0, 1] the gradient is exact.
-
-    Args:
-        values: any shape, floating.
-
-    Returns:
-        Same shape, in [0, 1]. The gradient that arrives is taken to be that of a reward (higher is better).
-    """
-    return _ClampTowardsRange.apply(values)
 
 
 class VaeDecoder:
@@ -187,6 +161,16 @@ def find_decoder(
     found = VaeDecoder(vae, family, factor=factor, height=height, width=width, checkpoint=checkpoint)
     logger.info("guidance decodes the latents of %s with %s", type(pipe).__name__, found.name)
     return found
+
+
+def local_tiny(name: str) -> AutoencoderTiny | None:
+    """The AutoencoderTiny of this name from the local cache; None if it is not there. Never goes to the network."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # about arguments that diffusers passes on
+        try:
+            return AutoencoderTiny.from_pretrained(name, local_files_only=True)
+        except OSError:  # what diffusers raises for files that are not in the cache
+            return None
 
 
 def _tiny_for(pipe: Any, family: Family, load_tiny: Callable[[str], nn.Module | None] | None) -> nn.Module | None:

@@ -19,11 +19,11 @@ from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
-from .comfy_decoders import TINY_BYTES, find_decoder
-from .evaluations import GuidedEvaluations
-from .log import Evaluation
-from .reward_guidance import RewardGuidance
-from .schedule import noise_level_of
+from ..evaluation import Evaluation
+from ..noise_level import noise_level_of
+from ..prediction_only import GuidedEvaluations
+from ..reward_guidance import RewardGuidance
+from .decoders import TINY_BYTES, find_decoder
 
 logger = logging.getLogger(__name__)
 

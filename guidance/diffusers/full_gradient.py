@@ -12,10 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..freeze import frozen
 from .decoders import observed
 from .denoiser import checkpointed
-from .networks import frozen
-from .scheduler_units import row_for
+from .schedulers import row_for
 
 
 class FullGradient:

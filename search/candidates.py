@@ -13,8 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..guidance.diffusers.decoders import observed
+from ..guidance.diffusers.guided import guided
+from ..guidance.reward_guidance import RewardGuidance
 from ..rerank import rank
-from .decoders import observed
 
 _DECIDED_HERE = {
     "generator": "every candidate has a generator of its own: give seeds=[...]",
@@ -65,6 +67,15 @@ def call_arguments(pipe: Callable[..., Any], given: dict[str, Any], batch_size: 
 def _axis_of_prompts(name: str) -> int:
     """Those of HiDream's Llama come as (layers, N, ...)."""
     return 1 if name.endswith("llama3") else 0
+
+
+def guided_calls(
+    pipe: Callable[..., Any], guidance: RewardGuidance | None, call: Mapping[str, Any]
+) -> AbstractContextManager[Any]:
+    """`guided(pipe, guidance)` for calls with these arguments; for None a context that does nothing."""
+    if guidance is None:
+        return nullcontext()
+    return guided(pipe, guidance, height=call.get("height"), width=call.get("width"))
 
 
 def drawn(

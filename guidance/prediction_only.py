@@ -14,9 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .log import joined_logs, split_log
+from .evaluation import joined_logs, split_log
+from .noise_level import Stage, noise_level_of
 from .reward_guidance import GuidanceRun
-from .schedule import Stage, noise_level_of
 
 _SAME = 1 + 1e-4  # ratios nearer to each other than this are one: hosts keep their schedules in float32
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from PIL import Image
 
-from .guidance.candidates import chunks
+from ..search.candidates import chunks
 
 RECORDED = ("seed", "candidate_seed", "score", "time_s", "nfe", "judge", "plain_score", "plain_judge")
 

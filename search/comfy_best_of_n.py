@@ -1,6 +1,5 @@
 """Best of N in ComfyUI: many candidates begin, the worse half is dropped at some steps, the others are finished."""
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,8 +16,8 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from ..rerank import Dropped, best_first
-from .comfy_legs import Candidate, Leg, samples_alone
-from .sampler_state import position_of
+from .comfy_resume import Candidate, Leg, samples_alone
+from .halving import position_of, survivors
 
 _CACHES = ("easycache", "lazycache")
 
@@ -100,14 +99,6 @@ def best_of_n(
             alive = [alive[i] for i in sorted(order[:number])]
         latents = run.all(alive, None, progress)
     return Finished([candidate.seed for candidate in alive], latents, dropped)
-
-
-def survivors(count: int, keep: int, times: int) -> list[int]:
-    """How many candidates there are at first and after each halving: half, rounded up, but no fewer than `keep`."""
-    numbers = [count]
-    for _ in range(times):
-        numbers.append(min(numbers[-1], max(math.ceil(numbers[-1] / 2), keep)))
-    return numbers
 
 
 def fitting(sampling: Sampling, latent: Tensor, most: int) -> int:

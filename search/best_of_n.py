@@ -14,17 +14,14 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
+from ..guidance.diffusers.decoders import Decoder, find_decoder
+from ..guidance.diffusers.denoiser import counted_rows, denoisers_of
+from ..guidance.reward_guidance import RewardGuidance
 from ..rerank import Dropped, Ranking, best_first
-from .candidates import Candidate, call_arguments, chunks, drawn, scored, size_of
-from .decoders import Decoder, find_decoder
-from .denoiser import counted_rows, denoisers_of
-from .reentry import run_on, run_to
-from .reward_guidance import RewardGuidance
+from .candidates import Candidate, call_arguments, chunks, drawn, guided_calls, scored, size_of
+from .halving import HALVING, check_shares
+from .resume import run_on, run_to
 from .sampler_state import SamplerState, joined
-from .steered import steered
-
-HALVING = (0.4, 0.7)
-"""Shares of the steps after which `halving=True` drops half of the candidates."""
 
 
 def best_of_n(
@@ -84,7 +81,7 @@ def best_of_n(
     progress = functools.partial(tqdm, disable=quiet or None)
     found: list[Candidate] = []
     dropped: list[Dropped] = []
-    with steered(pipe, guidance, pipe_kwargs), counted_rows(pipe) as rows:
+    with guided_calls(pipe, guidance, pipe_kwargs), counted_rows(pipe) as rows:
         if shares and n > (top_k or 1):
             look = functools.partial(find_decoder, pipe, decoder, **size_of(pipe_kwargs))
             states, dropped = _halve(pipe, reward, seeds, shares, top_k or 1, batch_size, look(), pipe_kwargs, progress)
@@ -158,9 +155,7 @@ def _halve(
 def _checked_shares(halving: Sequence[float] | float | bool, given: dict[str, Any]) -> tuple[float, ...]:
     if isinstance(halving, bool):
         halving = HALVING if halving else ()
-    shares = (halving,) if isinstance(halving, (int, float)) else tuple(halving)
-    if any(not 0 < share < 1 for share in shares) or list(shares) != sorted(set(shares)):
-        raise ValueError(f"halving is {shares}; expected shares of the steps that rise, each between 0 and 1.")
+    shares = check_shares("halving", (halving,) if isinstance(halving, (int, float)) else halving)
     for name in ("callback_on_step_end", "callback"):
         if shares and given.get(name) is not None:
             raise ValueError(

@@ -24,11 +24,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .clipping import clipping_of
-from .guided_step import GuidedStep
-from .parametrization import denoised_from_output
+from ..guidance.diffusers.clipping import clipping_of
+from ..guidance.diffusers.guided_step import GuidedStep
+from ..guidance.diffusers.schedulers import Units, row_for
+from ..guidance.prediction import denoised_from_output
 from .sampler_state import draws_noise
-from .scheduler_units import Units, row_for
 
 _SEVERAL_STAGES = ("state_in_first_order", "ets")  # attributes of solvers with stages inside a step
 
