@@ -23,6 +23,8 @@ import torch.nn.functional as F
 from PIL import Image, ImageOps, PngImagePlugin
 from torch import Tensor
 
+from .errors import ImageError, atomic_write
+
 MIN_SIDE = 32
 """Shortest side in pixels that `load_images` accepts: below it no quality model has anything to look at."""
 
@@ -31,10 +33,6 @@ IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".ti
 
 RANGE_TOLERANCE = 1e-4
 """How far outside [0, 1] rounding may put a value before it is an error."""
-
-
-class ImageError(ValueError):
-    """A picture that cannot be read, or whose values or shape do not fit; one sentence with the way out."""
 
 
 def load_images(*paths: str | os.PathLike, size: int | None = None) -> Tensor:
@@ -230,33 +228,6 @@ def picture_format(path: str | os.PathLike) -> str:
     if kind not in Image.SAVE:
         raise ImageError(f"{path} ends in '{Path(path).suffix}'; expected a format that can be written, such as .png.")
     return kind
-
-
-def atomic_write(path: str | os.PathLike, content: bytes) -> None:
-    """Write a file that appears complete or not at all: to a temporary file beside it, then moved there.
-
-    Args:
-        path: where the file shall be; an existing file is replaced. What is no plain file, such as a link, a pipe or
-            /dev/stdout, is written to as it is.
-        content: all of it.
-
-    Raises:
-        OSError: with the path and the way out in its text; the temporary file is gone and `path` is as it was.
-    """
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
-    special = path.is_symlink() or (path.exists() and not path.is_file())
-    try:
-        if special:
-            path.write_bytes(content)
-        else:
-            temporary.write_bytes(content)
-            os.replace(temporary, path)
-    except OSError as error:
-        message = f"cannot write {path}: {error.strerror}; free some space or choose another folder."
-        raise OSError(error.errno, message) from error
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _from_path(path: str) -> Tensor:

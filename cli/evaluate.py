@@ -14,13 +14,13 @@ from typing import Any
 import numpy as np
 
 from ..charts import scatter
-from ..images import atomic_write, picture_format, save_image
+from ..errors import atomic_write, make_folder
+from ..images import picture_format, save_image
 from ..models import MODELS, create_model
 from ..models.catalog import get_spec
 from ..training.correlation import fit_logistic, logistic
 from ..training.data import alike_groups
 from ..training.datasets import Sample, load_dataset
-from ..training.errors import make_folder
 from ..training.evaluate import chosen, distributed_device, score_samples, summarise
 from .console import OK
 from .score import best_device

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from ..training.errors import one_line
+from ..errors import one_line
 from .arguments import counting, dimensions, finite, positive, seed_list, shares, strength
 from .console import FAILED, INTERRUPTED, OK
 
@@ -359,7 +359,7 @@ def _env(options: argparse.Namespace) -> int:
 
 def _is_for_people(error: Exception) -> bool:
     """Whether the message alone says what to do; anything else is a defect, and its traceback is wanted."""
-    from ..models import WeightsError
+    from ..errors import WeightsError
 
     return isinstance(error, (ValueError, OSError, ImportError, WeightsError))
 

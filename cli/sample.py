@@ -18,8 +18,9 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import nn
 
 from .. import __version__
+from ..errors import atomic_write, make_folder, one_line
 from ..guidance import RewardGuidance
-from ..images import atomic_write, save_image, to_pil
+from ..images import save_image, to_pil
 from ..models import MODELS, create_model
 from ..models.weights import ASSETS, is_offline
 from ..rerank import Ranking, rank
@@ -27,7 +28,6 @@ from ..rewards import Reward
 from ..search.best_of_n import best_of_n
 from ..search.candidates import guided_calls
 from ..search.halving import HALVING
-from ..training.errors import make_folder, one_line
 from ..training.evaluate import distributed_device
 from .arguments import SEEDS
 from .console import OK, progress, say

@@ -16,11 +16,11 @@ import torch
 from torch import Tensor, nn
 
 from ..charts import bars
-from ..images import IMAGE_SUFFIXES, ImageError, load_images, resize_short_side, save_image
+from ..errors import ImageError, make_folder, one_line
+from ..images import IMAGE_SUFFIXES, load_images, resize_short_side, save_image
 from ..models import BPCLIP, MODELS, create_model
 from ..rerank import best_first, equal_sized, score_batch
 from ..rewards import FullReference, Reward
-from ..training.errors import make_folder, one_line
 from .console import FAILED, INTERRUPTED, OK, progress, say
 
 BATCH_SIZE = 8

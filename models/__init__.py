@@ -12,7 +12,7 @@ _HOMES = {
     "ClipIQA": ".clipiqa",
     "Description": ".describe",
     "QualiCLIP": ".qualiclip",
-    "WeightsError": ".weights",
+    "WeightsError": "..errors",
     "create_model": ".create",
     "is_cached": ".weights",
     "save_bpclip": ".bpclip_files",
@@ -37,6 +37,7 @@ __all__ = [  # noqa: RUF022 - in the order in which a reader meets them
 ]
 
 if TYPE_CHECKING:
+    from ..errors import WeightsError
     from .bpclip import BPCLIP, BPCLIPConfig
     from .bpclip_files import save_bpclip
     from .clip import ClipConfig
@@ -45,7 +46,7 @@ if TYPE_CHECKING:
     from .describe import Description
     from .qualiclip import QualiCLIP
     from .save import save_model
-    from .weights import WeightsError, is_cached
+    from .weights import is_cached
 
 
 def __getattr__(name: str) -> Any:

@@ -10,11 +10,11 @@ from open_clip.modified_resnet import ModifiedResNet
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..errors import WeightsError
 from .checks import check_images, working_dtype
 from .clip import MEAN, STD
 from .describe import Description
 from .save import HubModel
-from .weights import WeightsError
 
 CALIBRATION = ("margin_mean", "margin_std")
 

@@ -13,11 +13,12 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from ..errors import WeightsError
 from .adjectives import adjectives
 from .attention import check_backend
 from .bpclip import BPCLIP, BPCLIPConfig
 from .clip import ClipConfig, encode_prompts, fixed_seed, take_apart
-from .weights import WeightsError, is_offline, load_strict, read_weights
+from .weights import is_offline, load_strict, read_weights
 
 
 def build(

@@ -23,7 +23,8 @@ from open_clip.transformer import QuickGELU, TextTransformer
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .weights import WeightsError, check_layout, load_strict
+from ..errors import WeightsError
+from .weights import check_layout, load_strict
 
 MEAN, STD = OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
 IGNORED = {"input_resolution", "context_length", "vocab_size"}  # three numbers in OpenAI's own state dicts

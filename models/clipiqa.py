@@ -15,6 +15,7 @@ import torch
 from open_clip.modified_resnet import ModifiedResNet
 from torch import Tensor
 
+from ..errors import WeightsError
 from .antonyms import AntonymScore, check_rest, load_calibration, read_alpha
 from .clip import (
     RN50,
@@ -27,7 +28,7 @@ from .clip import (
     read_saved,
     take_apart,
 )
-from .weights import WeightsError, load_strict, read_weights
+from .weights import load_strict, read_weights
 
 PAIRS = (("Good photo.", "Bad photo."),)
 

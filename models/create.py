@@ -13,8 +13,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..errors import WeightsError
 from .catalog import get_spec, nearest
-from .weights import WeightsError, find_weights, load_strict, read_weights
+from .weights import find_weights, load_strict, read_weights
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 

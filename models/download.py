@@ -13,7 +13,8 @@ from pathlib import Path
 
 from tqdm.auto import tqdm
 
-from .weights import WeightsError, looks_like_weights, sha256_of
+from ..errors import WeightsError
+from .weights import looks_like_weights, sha256_of
 
 ATTEMPTS = 4
 PAUSE_S = 2.0

@@ -21,11 +21,12 @@ from open_clip import tokenize
 from open_clip.transformer import TextTransformer
 from torch import Tensor, nn
 
+from ..errors import WeightsError
 from . import clipiqa, qualiclip
 from .antonyms import AntonymScore, read_alpha
 from .catalog import get_spec
 from .clip import RN50, ClipConfig, fixed_seed, picture_tower, random_picture_tower, take_apart, text_tower
-from .weights import WeightsError, find_weights, load_strict, read_weights
+from .weights import find_weights, load_strict, read_weights
 
 CONTEXT = 16
 PREFIX = "prompt_learner."  # of the names in the published files

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import torch
 
+from ..errors import WeightsError
 from .antonyms import AntonymScore, check_rest, load_calibration, read_alpha
 from .clip import (
     RN50,
@@ -24,7 +25,7 @@ from .clip import (
     read_saved,
     take_apart,
 )
-from .weights import WeightsError, load_strict, read_weights
+from .weights import load_strict, read_weights
 
 PAIRS = (
     ("Good photo.", "Bad photo."),

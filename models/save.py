@@ -14,6 +14,8 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import nn
 
+from ..errors import WeightsError, written_whole
+
 FILENAME = "model.safetensors"
 
 
@@ -40,15 +42,11 @@ def save_model(model: nn.Module, path: str | os.PathLike[str]) -> None:
     writer = next((writer for kind, writer in writers.items() if isinstance(model, kind)), None)
     if writer is None:
         raise TypeError(f"got {type(model).__name__}; expected a quality model that create_model has made.")
-    unfinished = Path(path).with_suffix(".part")
     try:
-        writer(model, unfinished)
-        os.replace(unfinished, path)
-    except (OSError, SafetensorError) as error:  # the latter for a full disk
-        reason = getattr(error, "strerror", None) or error
-        raise OSError(f"cannot write {path} ({reason}); free some space or choose another folder.") from error
-    finally:
-        unfinished.unlink(missing_ok=True)
+        with written_whole(path) as unfinished:
+            writer(model, unfinished)
+    except SafetensorError as error:  # what safetensors raises for a full disk
+        raise OSError(f"cannot write {path}: {error}; free some space or choose another folder.") from error
 
 
 def save_tiny(model: nn.Module, path: Path) -> None:
@@ -94,7 +92,7 @@ class HubModel(PyTorchModelHubMixin, library_name="iqguide", tags=["image-qualit
         Raises:
             WeightsError: the repository is not in the cache and downloads are off, or there is another model in it.
         """
-        from .weights import WeightsError, is_offline
+        from .weights import is_offline
 
         name, local = pretrained_model_name_or_path, local_files_only or is_offline()
         try:
@@ -113,7 +111,6 @@ class HubModel(PyTorchModelHubMixin, library_name="iqguide", tags=["image-qualit
     ) -> nn.Module:
         """What the mixin's public method calls; the file's layout is always held to strictly."""
         from .create import create_model
-        from .weights import WeightsError
 
         if os.path.isdir(model_id):
             path = Path(model_id) / FILENAME

@@ -16,6 +16,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..errors import WeightsError
 from .catalog import ModelSpec
 
 if TYPE_CHECKING:
@@ -24,10 +25,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 ASSETS = Path(__file__).resolve().parent / "assets"
 HUB = "https://huggingface.co"
-
-
-class WeightsError(RuntimeError):
-    """Weights are missing, damaged, not what they should be, or cannot be fetched; the message says what to do."""
 
 
 def cache_dir() -> Path:

@@ -13,12 +13,13 @@ PACKAGES = ("models", "guidance", "search", "nodes", "training", "cli")
 # layer: (parts of the package it may import, other packages it may import)
 # A layer is a module of the root, a room, or a part of a room that has rules of its own.
 TABLE = {
-    "images": (set(), {"torch", "numpy", "PIL"}),
+    "errors": (set(), set()),
+    "images": ({"errors"}, {"torch", "numpy", "PIL"}),
     "charts": (set(), {"PIL"}),
     "rewards": ({"images"}, {"torch"}),
     "rerank": ({"images", "rewards"}, {"torch", "numpy", "PIL", "tqdm"}),
     "models": (
-        set(),
+        {"errors"},
         {"torch", "numpy", "safetensors", "huggingface_hub", "open_clip", "timm", "transformers", "tqdm", "xformers"},
     ),
     "guidance": (set(), {"torch"}),
@@ -38,7 +39,7 @@ TABLE = {
         {"torch", "PIL", "comfy", "comfy_api", "comfy_execution", "folder_paths", "server"},
     ),
     "training": (
-        {"images", "models"},
+        {"errors", "images", "models"},
         {
             "torch",
             "numpy",
@@ -53,7 +54,7 @@ TABLE = {
     ),
     "cli": (
         {
-            *{"images", "charts", "rewards", "rerank", "models", "guidance", "guidance.diffusers"},
+            *{"errors", "images", "charts", "rewards", "rerank", "models", "guidance", "guidance.diffusers"},
             *{"search", "search.halving", "training", ""},
         },
         {"torch", "numpy", "PIL", "diffusers", "tqdm", "accelerate", "transformers", "open_clip", "safetensors"},

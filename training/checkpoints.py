@@ -17,8 +17,8 @@ from accelerate import Accelerator
 from safetensors import SafetensorError
 from torch import nn
 
+from ..errors import one_line
 from .config import FinetuneConfig, jsonable
-from .errors import one_line
 from .learners import Judge
 
 SETTINGS = "settings.json"

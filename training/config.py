@@ -12,9 +12,10 @@ from pathlib import Path
 from types import UnionType
 from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
 
+from ..errors import one_line
 from ..images import MIN_SIDE
 from ..models.catalog import get_spec
-from .errors import SEEDS, Parser, check_ranges, one_line
+from .options import SEEDS, Parser, check_ranges
 
 MODELS = ("tiny", "qualiclip", "bpclip", "bpclip-fr", "bpclip-mini")
 CHOICES = {

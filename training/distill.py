@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
+from ..errors import make_folder, one_sentence
 from ..images import MIN_SIDE
 from ..models.create import create_model
 from ..models.save import save_model
@@ -27,7 +28,7 @@ from ..models.tiny import WIDTHS, Tiny
 from . import batches, distortions
 from .batches import Crops
 from .data import clean_photographs, scored_photographs, split
-from .errors import SEEDS, Parser, make_folder, one_sentence
+from .options import SEEDS, Parser
 from .teacher import Squeezenet
 
 RANGES: dict[str, tuple[float, float]] = {

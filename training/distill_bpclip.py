@@ -13,11 +13,11 @@ import argparse
 import torch
 from torch import Tensor, nn
 
+from ..errors import one_sentence
 from ..models.bpclip import BPCLIP
 from ..models.create import create_model
 from ..models.save import save_model
 from .distill import RANGES, imitate, parser
-from .errors import one_sentence
 
 FIRES = (3, 7, 9, 9)  # of strides 4, 8, 16 and 16, for the stages of strides 4 to 32
 FIRE_CHANNELS = (128, 384, 512, 512)

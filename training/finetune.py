@@ -28,14 +28,13 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from ..images import atomic_write
+from ..errors import atomic_write, make_folder, one_sentence
 from ..models.create import create_model
 from ..models.save import save_model
 from . import calibrate, learners, objectives
 from .batches import RAW_UNIT, ladders
 from .checkpoints import State, read_checkpoint, write_checkpoint
 from .config import FinetuneConfig, jsonable, parse_config
-from .errors import make_folder, one_sentence
 from .material import CENTRE, Batches, Material, draws, gather, numbers
 
 

@@ -23,7 +23,8 @@ from torch import Tensor
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from ..images import MIN_SIDE, atomic_write
+from ..errors import atomic_write, make_folder, one_sentence
+from ..images import MIN_SIDE
 from ..models.bpclip import BPCLIP
 from ..models.create import create_model
 from ..models.save import save_model
@@ -33,8 +34,8 @@ from .calibrate import held_out_crops, measure
 from .config import FinetuneConfig
 from .data import Photograph
 from .distill import learning_rate
-from .errors import SEEDS, Parser, make_folder, one_sentence
 from .material import checked_parts, read_predictions
+from .options import SEEDS, Parser
 from .refit import RESTORED
 
 DECAY = 0.995

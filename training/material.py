@@ -12,8 +12,9 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
+from ..errors import WeightsError
 from ..images import MIN_SIDE
-from ..models.weights import WeightsError, read_weights
+from ..models.weights import read_weights
 from . import batches, calibrate
 from .batches import Crops, Opinions
 from .config import FinetuneConfig

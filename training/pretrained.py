@@ -6,8 +6,9 @@ import os
 
 import torch
 
+from ..errors import WeightsError
 from ..models.efficientnet import EfficientNetLite0
-from ..models.weights import WeightsError, read_weights
+from ..models.weights import read_weights
 
 
 def load_pretrained(trunk: EfficientNetLite0, path: str | os.PathLike[str]) -> None:

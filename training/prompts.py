@@ -28,13 +28,14 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from ..images import MIN_SIDE, atomic_write, load_images, resize_short_side
+from ..errors import atomic_write, make_folder, one_sentence
+from ..images import MIN_SIDE, load_images, resize_short_side
 from ..models.learned_prompts import TEXTS, PromptTuning, save_prompts, start_tuning
 from . import objectives
 from .correlation import correlations
 from .datasets import Sample, load_dataset, official_split, seeded_splits
-from .errors import SEEDS, Parser, check_ranges, make_folder, one_sentence
 from .evaluate import score_samples
+from .options import SEEDS, Parser, check_ranges
 
 RANGES: dict[str, tuple[float, float]] = {
     **dict.fromkeys(("epochs", "batch"), (1, math.inf)),

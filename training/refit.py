@@ -26,7 +26,8 @@ from torch import Tensor
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from ..images import MIN_SIDE, atomic_write
+from ..errors import atomic_write, make_folder, one_sentence
+from ..images import MIN_SIDE
 from ..models.bpclip import BPCLIP
 from ..models.create import create_model
 from ..models.save import save_model
@@ -37,8 +38,8 @@ from .calibrate import calibrate, measure
 from .config import FinetuneConfig
 from .data import Photograph, good_photographs, random_crop, read, to_tensor
 from .distill import learning_rate
-from .errors import SEEDS, Parser, make_folder, one_sentence
 from .material import checked_parts, read_predictions
+from .options import SEEDS, Parser
 
 RESTORED = 0.02
 """How much of the way back to the clean crop the last rung goes: so little that it tells the slope."""

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..models.weights import WeightsError, read_weights
+from ..errors import WeightsError
+from ..models.weights import read_weights
 
 MEANS_BGR = (104.0, 117.0, 123.0)
 TAPS = (3, 5, 7, 9)
