@@ -59,7 +59,7 @@ train: $(READY) ## train `tiny`, with the bundled bpclip-mini's second opinion (
 		"TEACHER=squeezenet.pt (docs/training.md says what they are)" >&2; exit 1; }
 	$(BIN)/accelerate launch -m iqguide.training.distill --data "$(IQGUIDE_DATA)" --teacher "$(TEACHER)" --steps 3600 \
 		--out runs/distilled $(ARGS)
-	$(BIN)/accelerate launch -m iqguide.training.refit --data "$(IQGUIDE_DATA)" --init runs/distilled/tiny.safetensors \
+	$(BIN)/accelerate launch -m iqguide.training.fit_tiny_head --data "$(IQGUIDE_DATA)" --init runs/distilled/tiny.safetensors \
 		--second-opinion models/assets/bpclip-mini.safetensors --out runs/tiny
 
 build: $(READY) ## wheel and source archive in dist/

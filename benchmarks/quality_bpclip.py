@@ -25,8 +25,8 @@ from iqguide.training import fit_bpclip
 from iqguide.training.batches import EACH
 from iqguide.training.data import clean_photographs, read, split, to_tensor
 
-SEEN = ("--small", "70", "--large", "4", "--large-crop", "192", "--opinion-crop", "192")
-FIT = ("--lr", "6e-4", "--ladders", "10", "--opinions", "16", "--steps", "200")
+SEEN = ("--small", "70", "--large", "4", "--large-crop", "192", "--scored-crop", "192")
+FIT = ("--lr", "6e-4", "--ladders", "10", "--scored", "16", "--steps", "200")
 SMALL = dataclasses.replace(MINI, width=128)
 ABLATIONS = {
     "bottom-up, weight branch, adjectives": SMALL,
@@ -54,7 +54,7 @@ def maps(eyes: BPCLIP, data: Path, known: Pictures, crops: tuple[str, ...]) -> d
     ladders = fit_bpclip.gather_ladders(eyes, split(clean_photographs(data))[0], args, rng)
     return {
         "ladders": [vars(part) for part in ladders],
-        "crops": fit_bpclip.gather_opinions(eyes, known.scored, args.opinion_crop, rng),
+        "crops": fit_bpclip.gather_scored(eyes, known.scored, args.scored_crop, rng),
         "scored": whole_pictures(eyes, [photograph.path for photograph in known.scored]),
         "tid": whole_pictures(eyes, list(known.tid.values())),
     }

@@ -32,7 +32,7 @@ GUIDANCE_GRADE = {"alignment_weight": 1.0, "penalty_weight": 0.02, "attack_weigh
 CONFIGS = {
     "tiny": FinetuneConfig(model="tiny", steps=100, lr=1e-4, warmup=20, cut=4, ema=0.98),
     "bpclip-mini": FinetuneConfig(
-        model="bpclip-mini", steps=100, lr=1e-4, warmup=20, cut=4, ema=0.98, opinion_crop=256, freeze=("backbone.",)
+        model="bpclip-mini", steps=100, lr=1e-4, warmup=20, cut=4, ema=0.98, scored_crop=256, freeze=("backbone.",)
     ),
 }
 WAYS = ("before", "as many steps without it", "guidance-grade")

@@ -18,7 +18,7 @@ from iqguide.training.data import read, to_tensor
 SIZES = {"layers": [1, 1, 1, 1], "width": 16, "embed_dim": 128}
 CONFIG = FinetuneConfig(
     model="qualiclip", options={"config": SIZES}, prompt_weight=1.0, twins="own", levels=5, ladders=3, crop=128, cut=4,
-    steps=600, lr=1e-3, checkpoint_every=250, ranking_weight=0.0, severity_weight=0.0, opinion_weight=0.0,
+    steps=600, lr=1e-3, checkpoint_every=250, ranking_weight=0.0, severity_weight=0.0, mos_weight=0.0,
     alignment_weight=0.0, penalty_weight=0.0, attack_weight=0.0,
 )  # fmt: skip
 

@@ -30,8 +30,8 @@ from iqguide.training.config import FinetuneConfig
 from iqguide.training.data import clean_photographs, split
 
 CONFIG = FinetuneConfig(
-    model="bpclip-fr", steps=300, lr=6e-4, warmup=30, cut=4, crop=96, ladders=8, rungs=4, ema=0.98,
-    freeze=("backbone.",), ranking_weight=1.0, severity_weight=0.0, opinion_weight=0.0, alignment_weight=0.0,
+    model="bpclip-fr", steps=300, lr=6e-4, warmup=30, cut=4, crop=96, ladders=8, ladder_levels=4, ema=0.98,
+    freeze=("backbone.",), ranking_weight=1.0, severity_weight=0.0, mos_weight=0.0, alignment_weight=0.0,
     penalty_weight=0.0, attack_weight=0.0, checkpoint_every=100,
 )  # fmt: skip
 PHOTOGRAPHS, SIDE = 20, 192

@@ -14,7 +14,7 @@ from iqguide import create_model
 from iqguide.models.catalog import get_spec
 from iqguide.models.tiny import Tiny
 from iqguide.models.weights import find_weights
-from iqguide.training import refit
+from iqguide.training import fit_tiny_head
 from iqguide.training.batches import raw_units
 from iqguide.training.data import Photograph, clean_photographs, split
 
@@ -26,32 +26,32 @@ PHOTOGRAPHS = 110  # clean ones, for the ladders
 
 def statistics(model: Tiny, data: Path, known: Pictures, crops: tuple[str, ...]) -> dict[str, Tensor]:
     """What the convolutions see: of ladders, of all scored pictures, of tid2013-6ref."""
-    args = refit.parse([*crops, "--data", str(data), "--init", "", "--out", ""])
+    args = fit_tiny_head.parse([*crops, "--data", str(data), "--init", "", "--out", ""])
     clean = split(clean_photographs(data))[0][:PHOTOGRAPHS]
     # no good scored photographs among the ladders: what one split learns from is held out in another
-    ladders, severities = refit.gather_ladders(model, clean, [], args)
+    ladders, severities = fit_tiny_head.gather_ladders(model, clean, [], args)
     tid = [Photograph(path) for path in known.tid.values()]
     return {
         "ladders": ladders,
         "severities": severities,
-        "scored": refit.whole_pictures(model, known.scored),
-        "tid": refit.whole_pictures(model, tid),
+        "scored": fit_tiny_head.whole_pictures(model, known.scored),
+        "tid": fit_tiny_head.whole_pictures(model, tid),
     }
 
 
 def fitted(model: Tiny, seen: dict[str, Tensor], known: Pictures, number: int, settings: tuple[str, ...]) -> Tiny:
     """The model with a fresh head, fitted on one split."""
-    args = refit.parse([*settings, *NO_FILES, "--seed", str(number)])
+    args = fit_tiny_head.parse([*settings, *NO_FILES, "--seed", str(number)])
     kept = torch.from_numpy(~known.held_out(number))
     labels = torch.from_numpy(raw_units(100 * known.opinions)).float()
     no_pairs, nothing = seen["ladders"][:0, :2], seen["scored"][:0]
-    learnt = refit.Statistics(
+    learnt = fit_tiny_head.Statistics(
         seen["ladders"], seen["severities"], seen["scored"][kept], labels[kept],
         no_pairs, no_pairs[..., 0], nothing, labels[:0],
     )  # fmt: skip
     model = copy.deepcopy(model)
     torch.manual_seed(number)
-    refit.fit(model, learnt, args, torch.device("cpu"))
+    fit_tiny_head.fit(model, learnt, args, torch.device("cpu"))
     return model
 
 
@@ -80,5 +80,5 @@ def run(
         aside = torch.from_numpy(known.held_out(number))
         return figures(known, number, judged(own, seen["scored"][aside]), judged(own, seen["tid"]))
 
-    fit_mark = digest(vars(refit.parse([*settings, *NO_FILES])))  # its defaults too
+    fit_mark = digest(vars(fit_tiny_head.parse([*settings, *NO_FILES])))  # its defaults too
     return collect(out / f"tiny-{mark}-{fit_mark}.json", split_keys("tiny", splits), record)

@@ -93,14 +93,14 @@ def _write_csv(samples: Sequence[Sample], scores: np.ndarray, path: Path) -> Non
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(("image", "score", "mos", "opinion", "reference", "part"))
     for sample, score in zip(samples, scores, strict=True):
-        writer.writerow((sample.image, float(score), sample.mos, sample.opinion, sample.reference, sample.part))
+        writer.writerow((sample.image, float(score), sample.mos, sample.normalised_mos, sample.reference, sample.part))
     atomic_write(path, text.getvalue().encode())
 
 
 def _plot(samples: Sequence[Sample], scores: np.ndarray, title: str, path: Path) -> None:
     """Scores against opinions, with the fitted logistic."""
-    opinions = np.array([sample.opinion for sample in samples])
+    mos = np.array([sample.normalised_mos for sample in samples])
     line = np.linspace(scores.min(), scores.max(), 200)
-    curve = np.clip(logistic(line, *fit_logistic(scores, opinions)), opinions.min(), opinions.max())
-    picture = scatter(scores.tolist(), opinions.tolist(), ("score", "opinion"), title, (line.tolist(), curve.tolist()))
+    curve = np.clip(logistic(line, *fit_logistic(scores, mos)), mos.min(), mos.max())
+    picture = scatter(scores.tolist(), mos.tolist(), ("score", "opinion"), title, (line.tolist(), curve.tolist()))
     save_image(picture, path)

@@ -176,8 +176,8 @@ def tree(tmp_path):
     return tree
 
 
-def opinions(samples):
-    return [round(sample.opinion, 6) for sample in samples]
+def normalised(samples):
+    return [round(sample.normalised_mos, 6) for sample in samples]
 
 
 def names(samples):
@@ -189,17 +189,17 @@ def test_every_data_set_has_a_tree_here():
 
 
 @pytest.mark.parametrize("name", TREES)
-def test_every_picture_exists_and_every_opinion_is_between_0_and_1(tree, name):
+def test_every_picture_exists_and_every_score_is_between_0_and_1(tree, name):
     samples = load_dataset(name, tree(name))
     assert all(sample.image.is_file() for sample in samples)
-    assert all(0 <= sample.opinion <= 1 for sample in samples)
+    assert all(0 <= sample.normalised_mos <= 1 for sample in samples)
     assert all(sample.part in (None, "train", "validation", "test") for sample in samples)
 
 
 def test_live_challenge(tree):
     samples = load_dataset("live-challenge", tree("live-challenge"))
     assert names(samples) == ["3.bmp", "1024.jpg", "5.bmp"]  # the seven training pictures are left out
-    assert opinions(samples) == [0.635, 0.2, 0.92]
+    assert normalised(samples) == [0.635, 0.2, 0.92]
     assert samples[0].std == 63.5 / 4
 
 
@@ -207,26 +207,26 @@ def test_koniq(tree):
     root = tree("koniq-10k")
     samples = load_dataset("koniq-10k", root)
     assert {sample.image.parent.name for sample in samples} == {"1024x768"}
-    assert opinions(samples) == [0.125, 0.375, 0.5, 0.875]  # 1 to 5
+    assert normalised(samples) == [0.125, 0.375, 0.5, 0.875]  # 1 to 5
     assert [sample.part for sample in samples] == ["train", "train", "validation", "test"]
     train, test = official_split(samples)
     assert (train.tolist(), test.tolist()) == ([0, 1, 2], [3])
     (root / "koniq10k_scores_and_distributions.csv").unlink()
     samples = load_dataset("koniq-10k", root)
-    assert opinions(samples) == [0.3, 0.5, 0.6, 0.9]  # 0 to 100 in this table
+    assert normalised(samples) == [0.3, 0.5, 0.6, 0.9]  # 0 to 100 in this table
     assert samples[3].part == "test"
 
 
 def test_spaq(tree):
     samples = load_dataset("spaq", tree("spaq"))
-    assert opinions(samples) == [0.4886, 0.625]
+    assert normalised(samples) == [0.4886, 0.625]
     assert names(samples) == ["00001.jpg", "00002.jpg"]
 
 
 def test_flive(tree):
     root = tree("flive")
     samples = load_dataset("flive", root)
-    assert opinions(samples) == [0.712, 0.4, 0.65]
+    assert normalised(samples) == [0.712, 0.4, 0.65]
     assert official_split(samples)[1].tolist() == [1]
     (root / "labels>640.csv").unlink()
     assert {sample.part for sample in load_dataset("flive", root)} == {None}
@@ -234,7 +234,7 @@ def test_flive(tree):
 
 def test_kadid_scores_are_higher_for_better_pictures(tree):
     samples = load_dataset("kadid-10k", tree("kadid-10k"))
-    assert opinions(samples) == [0.625, 0.375, 0.5, 0.25]
+    assert normalised(samples) == [0.625, 0.375, 0.5, 0.25]
     assert [sample.reference.name for sample in samples] == ["I01.png", "I01.png", "I02.png", "I02.png"]
     assert samples[0].std == 0.5
 
@@ -243,7 +243,7 @@ def test_tid2013_whatever_the_case_of_its_names(tree):
     samples = load_dataset("tid2013", tree("tid2013"))
     assert [sample.image.name for sample in samples] == ["i01_01_1.bmp", "I25_24_5.bmp"]
     assert [sample.reference.name for sample in samples] == ["I01.BMP", "i25.bmp"]
-    assert opinions(samples) == [round(5.51429 / 9, 6), round(1 / 3, 6)]
+    assert normalised(samples) == [round(5.51429 / 9, 6), round(1 / 3, 6)]
 
 
 def test_csiq_scores_are_turned_round(tree):
@@ -252,7 +252,7 @@ def test_csiq_scores_are_turned_round(tree):
         *("1600.AWGN.1.png", "boston.jpeg2000.5.png", "1600.BLUR.3.png"),
         *("boston.JPEG.2.png", "boston.fnoise.4.png", "1600.contrast.1.png"),
     ]
-    assert opinions(samples) == [0.938, 0.1, 0.5, 0.75, 0.25, 0.875]
+    assert normalised(samples) == [0.938, 0.1, 0.5, 0.75, 0.25, 0.875]
     assert samples[1].reference.name == "boston.png"
 
 
@@ -261,24 +261,24 @@ def test_live_scores_are_turned_round_and_originals_left_out(tree):
     assert len(samples) == 980
     assert "jp2k/img1.bmp" not in {f"{s.image.parent.name}/{s.image.name}" for s in samples}
     assert samples[0].image.name == "img2.bmp"
-    assert samples[0].opinion == 1  # the lowest difference score that is left
-    assert samples[-1].opinion == 0
+    assert samples[0].normalised_mos == 1  # the lowest difference score that is left
+    assert samples[-1].normalised_mos == 0
     assert samples[0].reference.name == "womanhat.bmp"
 
 
 def test_agiqa_groups_by_prompt(tree):
     samples = load_dataset("agiqa-3k", tree("agiqa-3k"))
-    assert opinions(samples) == [0.19312, 0.7, 0.4]
+    assert normalised(samples) == [0.19312, 0.7, 0.4]
     assert samples[0].group == samples[1].group != samples[2].group
-    assert opinions(load_dataset("agiqa-1k", tree("agiqa-1k"))) == [0.5, 0.75]
+    assert normalised(load_dataset("agiqa-1k", tree("agiqa-1k"))) == [0.5, 0.75]
 
 
 def test_own_table(tree):
     root = tree("csv")
     samples = load_dataset("csv", root)
-    assert opinions(samples) == [0, 1, 0.5]
-    assert opinions(load_dataset("csv", root / "mos.csv", scale=(0, 100))) == [0.1, 0.3, 0.2]
-    assert opinions(load_dataset("csv", root, scale=(100, 0))) == [0.9, 0.7, 0.8]
+    assert normalised(samples) == [0, 1, 0.5]
+    assert normalised(load_dataset("csv", root / "mos.csv", scale=(0, 100))) == [0.1, 0.3, 0.2]
+    assert normalised(load_dataset("csv", root, scale=(100, 0))) == [0.9, 0.7, 0.8]
     assert [sample.std for sample in samples] == [1, None, 2]
     assert samples[0].reference == root / "r.png"
     assert samples[1].image == root / "images" / "b.png"
@@ -338,7 +338,7 @@ def test_published_scores_fit_the_scale_and_come_out_as_they_are(data_dir, tmp_p
     assert len(samples) == 200
     assert {sample.image.name: sample.mos for sample in samples} == {path.name: mos for path, _, mos in rows}
     order = np.argsort([sample.mos for sample in samples])
-    rising = np.diff([samples[i].opinion for i in order])
+    rising = np.diff([samples[i].normalised_mos for i in order])
     assert (rising <= 0).all() if name == "CSIQ" else (rising >= 0).all()
 
 
@@ -348,7 +348,7 @@ def test_live_challenge_part_as_a_table(data_dir):
         pytest.skip("no live-challenge/ in IQGUIDE_DATA")
     samples = load_dataset("csv", data_dir / "live-challenge", scale=(0, 100))
     assert len(samples) == 697
-    assert samples[0].opinion == pytest.approx(samples[0].mos / 100)
+    assert samples[0].normalised_mos == pytest.approx(samples[0].mos / 100)
     assert samples[0].std > 0
 
 

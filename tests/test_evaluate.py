@@ -82,7 +82,7 @@ def test_the_unit_of_the_scores_does_not_matter(scale):
 
 def test_figures_are_their_definitions():
     rng = np.random.default_rng(2)
-    x, y = rng.normal(size=40), rng.integers(0, 6, 40).astype(float)  # opinions with ties
+    x, y = rng.normal(size=40), rng.integers(0, 6, 40).astype(float)  # scores with ties
     found = correlations(x, y)
     pairs = [(np.sign(x[i] - x[j]), np.sign(y[i] - y[j])) for i in range(40) for j in range(i)]
     untied = [sum(1 for pair in pairs if pair[k] != 0) for k in (0, 1)]
@@ -127,14 +127,14 @@ def test_pictures_of_one_group_are_drawn_together():
 
 def test_what_has_no_correlation():
     x = np.arange(6.0)
-    for scores, opinions, message in (
+    for scores, mos, message in (
         (np.ones(6), x, "all 6 scores are 1; a correlation needs different ones"),
-        (x, np.ones(6), "all 6 opinions are 1"),
+        (x, np.ones(6), "all 6 mean opinion scores are 1"),
         (np.array([1, 2, np.nan, 4, 5, 6]), x, "the scores hold NaN"),
         (x[:4], x[:4], "got 4 pictures; a fit of four parameters needs five or more"),
     ):
         with pytest.raises(ValueError, match=message):
-            correlations(scores, opinions)
+            correlations(scores, mos)
 
 
 # --- the command ---

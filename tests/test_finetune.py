@@ -21,12 +21,21 @@ from PIL import Image
 from safetensors.torch import load_file
 
 import iqguide
-from iqguide.training import batches, calibrate, data, finetune, learners, material, objectives
+from iqguide.training import batch_dataset, batches, calibrate, data, finetune, objectives, training_model
 from iqguide.training.config import FinetuneConfig, parse_config, read_config
 
 pytestmark = pytest.mark.usefixtures("on_the_cpu")
 
-SMALL = {"crop": 48, "opinion_crop": 48, "ladders": 2, "rungs": 3, "opinions": 3, "aligned": 2, "cut": 2, "steps": 2}
+SMALL = {
+    "crop": 48,
+    "scored_crop": 48,
+    "ladders": 2,
+    "ladder_levels": 3,
+    "scored": 3,
+    "aligned": 2,
+    "cut": 2,
+    "steps": 2,
+}
 CLIP = {"layers": [1, 1, 1, 1], "width": 8, "head_width": 32, "embed_dim": 16, "image_size": 64}
 MINI = {"channels": [16, 16, 16, 16], "width": 16, "heads": 2, "mask_width": 8, "text_dim": 16, "head_width": 8}
 PLAIN = {"alignment_weight": 0.0, "penalty_weight": 0.0, "attack_weight": 0.0}
@@ -37,7 +46,7 @@ MODELS = {
     "qualiclip": {
         "options": {"config": CLIP},
         "prompt_weight": 1.0,
-        **dict.fromkeys(("ranking_weight", "severity_weight", "opinion_weight"), 0.0),
+        **dict.fromkeys(("ranking_weight", "severity_weight", "mos_weight"), 0.0),
     },
 }
 
@@ -59,7 +68,7 @@ def with_model(config, name, **more):
 def one_step(config):
     """The state after one step, and the losses."""
     accelerator, known, state = finetune.prepare(config)
-    found = finetune.train_step(state, [material.Batches(known, config)[0]], config, accelerator)
+    found = finetune.train_step(state, [batch_dataset.BatchDataset(known, config)[0]], config, accelerator)
     return state, found
 
 
@@ -74,7 +83,7 @@ def weights(state):
 def test_every_model_is_trained_by_the_same_loop(config, name):
     config = with_model(config, name)
     finetune.train(config)
-    options = {"config": learners._sizes(name, config.options["config"])} if name == "qualiclip" else {}
+    options = {"config": training_model._sizes(name, config.options["config"])} if name == "qualiclip" else {}
     model = iqguide.create_model(name, weights=config.out / f"{name}.safetensors", **options)
     score = model(torch.rand(2, 3, 64, 48))
     assert score.isfinite().all()
@@ -90,10 +99,10 @@ def test_every_objective_reaches_the_weights(config, name):
     """Guidance-grade fine-tuning is one option for every model: each loss alone moves the model."""
     config = with_model(config, name)
     accelerator, known, state = finetune.prepare(config)
-    batch = material.Batches(known, config)[0]
+    batch = batch_dataset.BatchDataset(known, config)[0]
     found = finetune.losses(state.model, batch, config, accelerator)
     expected = {"alignment", "penalty", "attack"}
-    expected |= {"consistency", "positive", "negative"} if name == "qualiclip" else {"ranking", "severity", "opinion"}
+    expected |= {"consistency", "positive", "negative"} if name == "qualiclip" else {"ranking", "severity", "mos"}
     assert expected <= found.keys()
     for key in ("alignment", "penalty", *(expected - {"alignment", "penalty", "attack", "consistency"})):
         gradients = torch.autograd.grad(
@@ -104,7 +113,7 @@ def test_every_objective_reaches_the_weights(config, name):
 
 def test_only_the_picture_tower_of_qualiclip_learns(config):
     config = with_model(config, "qualiclip", lr=1e-2)
-    before = learners.make(config).state_dict()
+    before = training_model.make(config).state_dict()
     after = weights(one_step(config)[0])
     changed = {name for name in before if not torch.equal(before[name], after[name])}
     assert changed
@@ -115,11 +124,11 @@ def test_only_the_picture_tower_of_qualiclip_learns(config):
 def test_raw_scores_have_one_unit_for_every_model(folder):
     images = torch.rand(3, 3, 64, 64)
     bpclip = iqguide.create_model("bpclip-mini", weights="random")
-    torch.testing.assert_close(learners.Judge(bpclip)(images), (100 * bpclip.raw(images) - 75) / 14)
-    clip = iqguide.create_model("qualiclip", weights="random", config=learners._sizes("qualiclip", CLIP))
+    torch.testing.assert_close(training_model.TrainingModel(bpclip)(images), (100 * bpclip.raw(images) - 75) / 14)
+    clip = iqguide.create_model("qualiclip", weights="random", config=training_model._sizes("qualiclip", CLIP))
     logits = clip.logits(images).mean(1)
-    torch.testing.assert_close(learners.Judge(clip)(images), (25 * logits - 25) / 14)
-    similarities = learners.Judge(clip)(images, what="prompts")
+    torch.testing.assert_close(training_model.TrainingModel(clip)(images), (25 * logits - 25) / 14)
+    similarities = training_model.TrainingModel(clip)(images, what="prompts")
     features = torch.nn.functional.normalize(clip.prompts_features, dim=1)
     expected = clip.features(images) @ features.T
     torch.testing.assert_close(similarities[:, 0], expected[:, 0::2].mean(1))
@@ -150,12 +159,14 @@ def test_prompt_ranking_by_hand():
 def test_twin_ladders_are_two_crops_at_the_same_levels(folder, published):
     crops = batches.Crops(data.clean_photographs(folder), 64, 1, np.random.default_rng(0))
     for step in range(6):
-        twins, order = batches.twin_ladders(crops, 48, 5, *material.draws(FinetuneConfig(), step), published=published)
+        twins, order = batches.twin_ladders(
+            crops, 48, 5, *batch_dataset.draws(FinetuneConfig(), step), published=published
+        )
         assert twins.shape == (2, 5, 3, 48, 48)
         assert not torch.equal(twins[0, 0], twins[0, 4])
         assert order.shape == (5,)
         assert (order.diff() >= 0).all()
-        again, _ = batches.twin_ladders(crops, 48, 5, *material.draws(FinetuneConfig(), step), published=published)
+        again, _ = batches.twin_ladders(crops, 48, 5, *batch_dataset.draws(FinetuneConfig(), step), published=published)
         assert torch.equal(twins, again)
 
 
@@ -171,17 +182,17 @@ def test_crops_can_be_cut_at_every_draw(folder):
 
 def test_samples_depend_on_their_place_in_the_whole_batch(config):
     """Two processes with two samples each see what one with four sees."""
-    known = material.gather(config)
-    whole = material.Batches(known, dataclasses.replace(config, ladders=4, opinions=6, aligned=4))[3]
-    halves = [material.Batches(known, config, process, 2)[3] for process in range(2)]
+    known = batch_dataset.gather(config)
+    whole = batch_dataset.BatchDataset(known, dataclasses.replace(config, ladders=4, scored=6, aligned=4))[3]
+    halves = [batch_dataset.BatchDataset(known, config, process, 2)[3] for process in range(2)]
     assert whole.keys() == halves[0].keys()
     for name, value in whole.items():
         assert torch.equal(value, torch.cat([half[name] for half in halves])), name
-    assert not torch.equal(whole["ladders"], material.Batches(known, config)[4]["ladders"])
+    assert not torch.equal(whole["ladders"], batch_dataset.BatchDataset(known, config)[4]["ladders"])
 
 
 def test_worker_processes_make_the_same_batches(config):
-    known = material.Batches(material.gather(config), config)
+    known = batch_dataset.BatchDataset(batch_dataset.gather(config), config)
     loader = torch.utils.data.DataLoader(known, None, sampler=[0, 1], num_workers=1)
     for number, batch in enumerate(loader):
         for name, value in batch.items():
@@ -194,7 +205,7 @@ def test_worker_processes_make_the_same_batches(config):
 def test_accumulated_gradients_are_the_mean(config):
     config = dataclasses.replace(config, ema=0.0)
     accelerator, known, state = finetune.prepare(config)
-    batch = material.Batches(known, config)[0]
+    batch = batch_dataset.BatchDataset(known, config)[0]
     finetune.train_step(state, [batch], config, accelerator)
     once = weights(state)
     twice = dataclasses.replace(config, accumulate=2)
@@ -202,7 +213,7 @@ def test_accumulated_gradients_are_the_mean(config):
     finetune.train_step(state, [batch, batch], twice, accelerator)
     for name, value in weights(state).items():
         torch.testing.assert_close(value, once[name], rtol=1e-4, atol=1e-6)
-    other = material.Batches(known, config)[1]
+    other = batch_dataset.BatchDataset(known, config)[1]
     accelerator, _, state = finetune.prepare(twice)
     finetune.train_step(state, [batch, other], twice, accelerator)
     assert any(not torch.allclose(value, once[name], atol=1e-5) for name, value in weights(state).items())
@@ -222,7 +233,7 @@ def test_frozen_parts_stay_and_groups_have_their_own_rate(config):
     config = dataclasses.replace(
         config, freeze=("stages.0", "head.2"), lr_factors={"stages": 0.1, "stages.3": 0.0}, weight_decay=0.0, **PLAIN
     )
-    before, after = learners.make(config).state_dict(), weights(one_step(config)[0])
+    before, after = training_model.make(config).state_dict(), weights(one_step(config)[0])
     change = {name: (after[name] - before[name]).abs().max().item() for name in before if name.endswith("weight")}
     still = [name for name, size in change.items() if size == 0]
     assert all(name.startswith(("model.stages.0", "model.head.2", "model.stages.3")) for name in still)
@@ -278,7 +289,7 @@ def tracked(config, monkeypatch):
 
     monkeypatch.setattr(finetune, "train_step", noted)
     monkeypatch.setattr(calibrate, "measure", lambda *given: {})
-    return dataclasses.replace(config, steps=40, checkpoint_every=40, ladders=1, opinions=2, **PLAIN), found
+    return dataclasses.replace(config, steps=40, checkpoint_every=40, ladders=1, scored=2, **PLAIN), found
 
 
 def test_a_run_is_tracked(tracked, monkeypatch):
@@ -407,7 +418,7 @@ def accelerator_free():
 
 
 def after_steps(config, step, accelerator, known, state):
-    made = material.Batches(known, config)
+    made = batch_dataset.BatchDataset(known, config)
     while state.step < step:
         finetune.train_step(state, [made[state.step]], config, accelerator)
     moments = {f"{i}.{k}": v for i, m in enumerate(state.optimiser.state.values()) for k, v in m.items()}
@@ -420,7 +431,7 @@ def test_two_processes_do_what_one_does_with_the_same_batch(folder, tmp_path):
     # from trained weights: random ones score all pictures alike, where correlations turn rounding into steps
     shared = {"mixed_precision": "no", "steps": 2, "checkpoint_every": 2, "init": "default"}
     half = small_file(folder, tmp_path / "half.json", **shared)
-    whole = small_file(folder, tmp_path / "whole.json", **shared, ladders=4, opinions=6, aligned=4)
+    whole = small_file(folder, tmp_path / "whole.json", **shared, ladders=4, scored=6, aligned=4)
     finished(launch("--config", half, "--out", tmp_path / "two", processes=2))
     assert json.loads((tmp_path / "two" / "run.json").read_text())["processes"] == 2
     accelerator_free()
@@ -572,6 +583,13 @@ def test_a_file_gives_settings_and_flags_go_before_it(tmp_path):
     assert isinstance(config.lr, float)
 
 
+def test_former_names_of_settings_are_read(tmp_path):
+    path = tmp_path / "c.json"
+    path.write_text(json.dumps({"opinion_weight": 0.5, "opinions": 3, "rungs": 5}))
+    config, _ = parse_config(["--config", str(path), "--opinion-crop", "64", "--rungs", "6"])
+    assert config == FinetuneConfig(mos_weight=0.5, scored=3, scored_crop=64, ladder_levels=6)
+
+
 @pytest.mark.skipif(sys.version_info < (3, 11), reason="TOML came with Python 3.11")
 def test_toml_is_read(tmp_path):
     path = tmp_path / "c.toml"
@@ -607,9 +625,9 @@ BROKEN = {
 }
 FLAGS = {
     "--warmup=0": "warmup is 0; expected 1 or more",
-    "--rungs=1": "rungs is 1; expected 2 or more",
+    "--ladder-levels=1": "ladder_levels is 1; expected 2 or more",
     "--ladders=0": "ladders is 0; expected 1 or more",
-    "--opinions=0": "opinions is 0; expected 1 or more",
+    "--scored=0": "scored is 0; expected 1 or more",
     "--crop=0": "crop is 0; expected 32 or more",
     "--crop=16": "crop is 16; expected 32 or more",
     "--workers=-1": "workers is -1; expected 0 or more",
@@ -623,8 +641,8 @@ FLAGS = {
     "--options={": "argument --options: got '{'; expected JSON such as",
     "--lr-factors=[1]": r"argument --lr-factors: got '\[1\]'; expected JSON such as",
     '--lr-factors={"head": "x"}': "lr_factors has 'x' for 'head'; expected a number of 0 or more",
-    "--ranking-weight=0 --severity-weight=0 --opinion-weight=0 --aligned=0": "no objective has a weight above 0",
-    "--ranking-weight=0 --severity-weight=0 --opinion-weight=0 --alignment-weight=0 --penalty-weight=0"
+    "--ranking-weight=0 --severity-weight=0 --mos-weight=0 --aligned=0": "no objective has a weight above 0",
+    "--ranking-weight=0 --severity-weight=0 --mos-weight=0 --alignment-weight=0 --penalty-weight=0"
     " --attack-weight=0": "no objective has a weight above 0",
 }
 
@@ -652,7 +670,7 @@ def test_denoised_predictions_are_not_asked_for_where_nothing_is_aligned(config,
     pictures = torch.randint(0, 256, (4, 3, 48, 48), dtype=torch.uint8)
     torch.save({"clean": pictures, "degraded": pictures, "severity": torch.ones(4)}, tmp_path / "cache.pt")
     config = dataclasses.replace(config, denoised=tmp_path / "cache.pt", aligned=0)
-    assert "worse" not in material.Batches(material.gather(config), config)[0]
+    assert "worse" not in batch_dataset.BatchDataset(batch_dataset.gather(config), config)[0]
 
 
 # --- bad data, before any training time is lost ---

@@ -11,7 +11,7 @@ from made_photographs import referenced_table, training_folder
 from PIL import Image
 
 import iqguide
-from iqguide.training import batches, calibrate, data, finetune, learners, material
+from iqguide.training import batch_dataset, batches, calibrate, data, finetune, training_model
 from iqguide.training.config import FinetuneConfig, jsonable
 
 pytestmark = pytest.mark.usefixtures("on_the_cpu")
@@ -20,7 +20,16 @@ NETWORK = {
     **{"backbone": "resnet18", "channels": [16, 16, 16, 16], "batch_norm": "trained", "positions": 4},
     **{"width": 16, "heads": 2, "mask_width": 8, "text_dim": 16, "head_width": 32},
 }
-SMALL = {"crop": 48, "opinion_crop": 48, "ladders": 2, "rungs": 3, "opinions": 3, "aligned": 2, "cut": 2, "steps": 4}
+SMALL = {
+    "crop": 48,
+    "scored_crop": 48,
+    "ladders": 2,
+    "ladder_levels": 3,
+    "scored": 3,
+    "aligned": 2,
+    "cut": 2,
+    "steps": 4,
+}
 PLAIN = {"alignment_weight": 0.0, "penalty_weight": 0.0, "attack_weight": 0.0}
 
 
@@ -57,7 +66,7 @@ def test_a_scored_crop_has_the_same_square_of_its_reference(tmp_path):
     for name, values in (("a.png", pixels), ("b.png", pixels - 100)):
         Image.fromarray(values).resize((180, 140), Image.Resampling.NEAREST).save(tmp_path / name)
     photographs = [data.Photograph(tmp_path / "a.png", 50.0, tmp_path / "b.png")]
-    found = batches.opinions(photographs, None, 64, np.random.default_rng(0))
+    found = batches.scored_crops(photographs, None, 64, np.random.default_rng(0))
     assert found.images.shape == found.references.shape == (batches.EACH, 3, 64, 64)
     assert (found.images.float() - found.references.float() - 100).abs().max() <= 1  # rounding
     images, _, references = found.batch(2, np.random.default_rng(0))
@@ -71,14 +80,14 @@ def test_every_picture_meets_its_own_reference(config, tmp_path, monkeypatch):
     torch.save({"clean": clean, "degraded": degraded, "severity": torch.ones(4)}, tmp_path / "cache.pt")
     config = dataclasses.replace(config, denoised=tmp_path / "cache.pt")
     accelerator, known, state = finetune.prepare(config)
-    batch = material.Batches(known, config)[0]
-    seen, forward = [], learners.Judge.forward
+    batch = batch_dataset.BatchDataset(known, config)[0]
+    seen, forward = [], training_model.TrainingModel.forward
 
     def noted(self, images, reference, what="raw"):
         seen.append((images.detach(), reference))
         return forward(self, images, reference, what)
 
-    monkeypatch.setattr(learners.Judge, "forward", noted)
+    monkeypatch.setattr(training_model.TrainingModel, "forward", noted)
     finetune.losses(state.model, batch, config, accelerator)
     ladders, scored, predictions, way_back, attack = seen
     assert torch.equal(ladders[0][::3], ladders[1][::3])  # the first of three rungs is the clean crop
@@ -90,11 +99,11 @@ def test_every_picture_meets_its_own_reference(config, tmp_path, monkeypatch):
 
 
 def test_the_raw_score_is_that_of_both_pictures():
-    config = learners._sizes("bpclip-fr", NETWORK)
+    config = training_model._sizes("bpclip-fr", NETWORK)
     model = iqguide.create_model("bpclip-fr", weights="random", config=config)
     images, reference = torch.rand(2, 3, 48, 48), torch.rand(2, 3, 48, 48)
     expected = (100 * model.raw(images, reference) - 75) / 14
-    torch.testing.assert_close(learners.Judge(model, full_reference=True)(images, reference), expected)
+    torch.testing.assert_close(training_model.TrainingModel(model, full_reference=True)(images, reference), expected)
 
 
 # --- training ---
@@ -102,8 +111,8 @@ def test_the_raw_score_is_that_of_both_pictures():
 
 def test_every_objective_reaches_the_weights(config):
     accelerator, known, state = finetune.prepare(config)
-    found = finetune.losses(state.model, material.Batches(known, config)[0], config, accelerator)
-    for key in ("ranking", "severity", "opinion", "alignment", "penalty"):
+    found = finetune.losses(state.model, batch_dataset.BatchDataset(known, config)[0], config, accelerator)
+    for key in ("ranking", "severity", "mos", "alignment", "penalty"):
         learning = [p for p in state.model.parameters() if p.requires_grad]
         gradients = torch.autograd.grad(found[key], learning, retain_graph=True, allow_unused=True)
         assert sum(g.abs().sum().item() for g in gradients if g is not None) > 0, key
@@ -112,7 +121,7 @@ def test_every_objective_reaches_the_weights(config):
 def test_it_learns_what_is_worse_than_its_reference(config):
     """On pictures that it never trained on: steps down the ladders, and agreement with the scores."""
     config = dataclasses.replace(config, steps=20, lr=4e-3, warmup=5, ladders=3, ema=0.0, **PLAIN)
-    before = calibrate.measure(learners.make(config).model, config)
+    before = calibrate.measure(training_model.make(config).model, config)
     finetune.train(config)
     after = json.loads((config.out / "run.json").read_text())["held_out"]
     assert after.keys() == {"srcc", "plcc", "ladders", "worst_ladder"}
@@ -125,7 +134,7 @@ def test_it_learns_what_is_worse_than_its_reference(config):
 
 def test_ladders_alone_need_no_scores(config, folder):
     """live-challenge/ lies there, but nothing in it has a reference."""
-    config = dataclasses.replace(config, dataset="", root=None, opinion_weight=0.0, **PLAIN)
+    config = dataclasses.replace(config, dataset="", root=None, mos_weight=0.0, **PLAIN)
     finetune.train(config)
     assert json.loads((config.out / "run.json").read_text())["held_out"].keys() == {"ladders", "worst_ladder"}
 
@@ -156,7 +165,7 @@ def test_gradient_checkpointing_changes_nothing_but_memory(config):
     found = []
     for again in (False, True):
         accelerator, known, state = finetune.prepare(dataclasses.replace(config, gradient_checkpointing=again))
-        finetune.train_step(state, [material.Batches(known, config)[0]], config, accelerator)
+        finetune.train_step(state, [batch_dataset.BatchDataset(known, config)[0]], config, accelerator)
         found.append(state.model.state_dict())
     for name, value in found[0].items():
         torch.testing.assert_close(found[1][name], value, rtol=1e-4, atol=1e-6)
@@ -203,5 +212,5 @@ def test_scores_without_references_are_refused_before_the_first_step(config, mon
     """The data folder's own, and those of a data set, which is measured on in the end whatever the weights say."""
     own = dataclasses.replace(config, dataset="", root=None)
     assert re.fullmatch(rf"iqguide: error: .*00\.jpg {NO_REFERENCE}, or .*\.", refused(own, monkeypatch))
-    other = dataclasses.replace(config, root=config.data / "live-challenge", opinion_weight=0.0)
+    other = dataclasses.replace(config, root=config.data / "live-challenge", mos_weight=0.0)
     assert re.fullmatch(rf"iqguide: error: .*\d\d\.jpg {NO_REFERENCE}, or .*\.", refused(other, monkeypatch))

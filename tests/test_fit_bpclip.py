@@ -13,7 +13,7 @@ import iqguide
 from iqguide.models import save_bpclip
 from iqguide.training import batches, distill, distill_bpclip, distortions, fit_bpclip
 
-SMALL = "--steps 8 --ladders 4 --opinions 4 --crop 48 --large-crop 64 --large 2 --opinion-crop 64".split()
+SMALL = "--steps 8 --ladders 4 --scored 4 --crop 48 --large-crop 64 --large 2 --scored-crop 64".split()
 
 
 @pytest.fixture(scope="module")
@@ -99,19 +99,19 @@ def test_a_fit_changes_what_is_above_the_masks_and_nothing_else(run):
 
 
 def test_a_fit_learns_what_it_sees_again_and_again(model, on_the_cpu):
-    """Maps of two causes: one is the severity, the other the opinion."""
+    """Maps of two causes: one is the severity, the other what people say."""
     torch.manual_seed(0)
     causes = torch.randn(2, 512, 1, 1)
     severities = torch.arange(4.0).expand(40, 4)
     maps = torch.randn(40, 4, 512, 2, 2) * 0.3 + severities.view(40, 4, 1, 1, 1) * causes[0]
     labels = torch.rand(40)
-    opinions = torch.randn(40, 512, 2, 2) * 0.3 + 3 * labels.view(40, 1, 1, 1) * causes[1]
-    known = fit_bpclip.Known([fit_bpclip.Ladders(maps.half(), severities)], opinions.half(), labels)
-    args = argparse.Namespace(seed=0, steps=40, lr=2e-3, weight_decay=0.0, ladders=8, opinions=16, slope=1.0)
+    scored = torch.randn(40, 512, 2, 2) * 0.3 + 3 * labels.view(40, 1, 1, 1) * causes[1]
+    known = fit_bpclip.Known([fit_bpclip.Ladders(maps.half(), severities)], scored.half(), labels)
+    args = argparse.Namespace(seed=0, steps=40, lr=2e-3, weight_decay=0.0, ladders=8, scored=16, slope=1.0)
     fit_bpclip.fit(model, known, args)
     with torch.no_grad():
         scores = model.judge(fit_bpclip.vectors(model, maps.flatten(0, 1))).view(40, 4)
-        agreement = torch.corrcoef(torch.stack([model.judge(fit_bpclip.vectors(model, opinions)), labels]))[0, 1]
+        agreement = torch.corrcoef(torch.stack([model.judge(fit_bpclip.vectors(model, scored)), labels]))[0, 1]
     assert (scores.diff(dim=1) < 0).float().mean() > 0.95
     assert agreement > 0.8
 

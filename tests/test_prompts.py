@@ -58,8 +58,8 @@ def test_crops_are_windows_of_the_pictures_or_their_mirror_images(config):
     windows = whole.unfold(1, 40, 1).unfold(2, 40, 1).flatten(1, 2).transpose(0, 1)
     mirrored = set()
     for _ in range(20):
-        crop, opinion = RandomCrops(samples, 40, 0)[3]
-        assert opinion == samples[3].opinion
+        crop, mos = RandomCrops(samples, 40, 0)[3]
+        assert mos == samples[3].normalised_mos
         found = [bool((windows == view).all(-1).all(-1).all(-1).any()) for view in (crop, crop.flip(2))]
         assert any(found)
         mirrored.add(found[1])
@@ -89,11 +89,11 @@ def test_a_run_writes_prompts_that_load_and_can_be_repeated(config, tmp_path):
 def test_learning_brings_the_scores_nearer(config):
     samples = prompts.parts(load_dataset(config.dataset, config.root))[0]
     images = torch.cat([load_images(sample.image) for sample in samples])
-    opinions = torch.tensor([sample.opinion for sample in samples])
+    mos = torch.tensor([sample.normalised_mos for sample in samples])
     before = prompts.start_tuning(config.model, base=config.base, seed=config.seed).eval()
     tuning = prompts.train(config)
     with torch.no_grad():
-        assert loss_of(tuning(images), opinions) < loss_of(before(images), opinions)
+        assert loss_of(tuning(images), mos) < loss_of(before(images), mos)
 
 
 def test_command_line(config, monkeypatch):

@@ -23,7 +23,7 @@ import quality_tiny
 import tables
 import tiny_quality
 
-from iqguide.training import batches, fit_bpclip, refit
+from iqguide.training import batches, fit_bpclip, fit_tiny_head
 from iqguide.training.data import split
 
 pytestmark = pytest.mark.usefixtures("on_the_cpu")
@@ -32,8 +32,8 @@ TINY = tuple(text.split() for text in ("--crop 32 --each 1 --large-crop 32 --lar
 MINI = tuple(
     text.split()
     for text in (
-        "--crop 32 --large-crop 32 --small 2 --large 1 --opinion-crop 32",
-        "--steps 2 --ladders 4 --opinions 4",
+        "--crop 32 --large-crop 32 --small 2 --large 1 --scored-crop 32",
+        "--steps 2 --ladders 4 --scored 4",
     )
 )
 
@@ -101,7 +101,7 @@ def labels_seen(module, monkeypatch):
 
 
 def test_heads_of_tiny_learn_nothing_of_the_held_out_part(data, known, tmp_path, monkeypatch):
-    seen = labels_seen(refit, monkeypatch)
+    seen = labels_seen(fit_tiny_head, monkeypatch)
     records = quality_tiny.run(data, tmp_path, known, "default", 2, *TINY)
     assert [(record["variant"], record["split"]) for record in records] == [
         ("tiny, the file itself", 0), ("tiny", 0), ("tiny", 1),
@@ -150,13 +150,13 @@ def test_a_qualiclip_is_trained_without_scores(data, known, tmp_path):
     config = dataclasses.replace(quality_qualiclip.CONFIG, **small)
     records = quality_qualiclip.run(data, tmp_path, known, 2, config)
     assert [record["split"] for record in records] == [0, 1]
-    assert config.opinion_weight == config.squared_weight == config.validation == 0
+    assert config.mos_weight == config.squared_weight == config.validation == 0
     assert records[0]["srcc"] != records[1]["srcc"]
     assert records[0]["falls"] == records[1]["falls"]
 
 
 def test_guidance_grade_fine_tuning_is_compared_with_as_many_steps_without_it(data, known, tmp_path, monkeypatch):
-    small = {"steps": 1, "crop": 32, "cut": 1, "ladders": 1, "opinions": 2, "opinion_crop": 32, "aligned": 1}
+    small = {"steps": 1, "crop": 32, "cut": 1, "ladders": 1, "scored": 2, "scored_crop": 32, "aligned": 1}
     configs = {"tiny": dataclasses.replace(quality_guidance.CONFIGS["tiny"], **small)}
     weights = {"tiny": "default"}
     monkeypatch.setattr(quality_guidance, "PAIRS", 8)
@@ -185,7 +185,7 @@ def test_a_gradient_that_points_to_the_clean_picture_has_the_cosine_1(data, monk
 
 
 def test_models_with_and_without_a_reference_are_asked_the_same(data, known, tmp_path, monkeypatch):
-    small = {"steps": 1, "crop": 32, "cut": 1, "ladders": 1, "rungs": 2}
+    small = {"steps": 1, "crop": 32, "cut": 1, "ladders": 1, "ladder_levels": 2}
     monkeypatch.setattr(quality_reference, "PHOTOGRAPHS", 2)
     config = dataclasses.replace(quality_reference.CONFIG, **small)
     weights = {"tiny": "default", "bpclip-mini": "default"}
@@ -196,7 +196,7 @@ def test_models_with_and_without_a_reference_are_asked_the_same(data, known, tmp
         assert -1 <= record["worst"] <= record["order"] <= 1
         assert {"tid_falls", "tid_order"} <= set(record)
     config = json.loads(next(tmp_path.glob("*/run.json")).read_text())["config"]
-    assert config["opinion_weight"] == config["squared_weight"] == 0
+    assert config["mos_weight"] == config["squared_weight"] == 0
     assert "| PSNR | yes |" in quality_models.report({"reference": records})
 
 

@@ -29,13 +29,13 @@ from iqguide.training import (
     distill_bpclip,
     finetune,
     fit_bpclip,
+    fit_tiny_head,
     objectives,
-    refit,
 )
 from iqguide.training.config import FinetuneConfig, parse_config
-from iqguide.training.teacher import Squeezenet, ridge_opinions
+from iqguide.training.teacher import Squeezenet, ridge_predictions
 
-SMALL = {"crop": 48, "opinion_crop": 48, "ladders": 2, "rungs": 3, "opinions": 3, "aligned": 2, "cut": 4}
+SMALL = {"crop": 48, "scored_crop": 48, "ladders": 2, "ladder_levels": 3, "scored": 3, "aligned": 2, "cut": 4}
 
 
 @pytest.fixture(scope="module")
@@ -317,7 +317,7 @@ def test_ridge_finds_a_linear_map_out_of_fold():
     rng = np.random.default_rng(0)
     features = rng.normal(size=(240, 12))
     values = features @ rng.normal(size=12) + 50
-    predicted = ridge_opinions(features, values, np.arange(240) // 2)
+    predicted = ridge_predictions(features, values, np.arange(240) // 2)
     assert pearsonr(predicted, values)[0] > 0.99
     assert np.abs(predicted - values).mean() < 0.2 * values.std()
 
@@ -326,7 +326,7 @@ def test_ridge_repeats_no_label_that_it_was_given():
     rng = np.random.default_rng(0)
     features = np.repeat(rng.normal(size=(60, 300)), 4, 0)  # four equal rows a group, more features than rows
     values = np.repeat(rng.normal(size=60), 4)  # nothing that can be learnt
-    assert abs(pearsonr(ridge_opinions(features, values, np.arange(240) // 4), values)[0]) < 0.3
+    assert abs(pearsonr(ridge_predictions(features, values, np.arange(240) // 4), values)[0]) < 0.3
 
 
 def test_squeezenet_is_that_of_torchvision(squeezenet, tmp_path):
@@ -423,7 +423,7 @@ def test_pairs_are_twins_pixel_by_pixel(crops):
 
 def test_opinions_without_a_teacher_are_peoples(folder):
     photographs = data.scored_photographs(folder)[:3]
-    opinions = batches.opinions(photographs, None, 48, np.random.default_rng(0))
+    opinions = batches.scored_crops(photographs, None, 48, np.random.default_rng(0))
     assert opinions.images.shape == (3 * batches.EACH, 3, 48, 48)
     expected = (torch.tensor([30.0, 34.0, 38.0]) - 75) / 14
     torch.testing.assert_close(opinions.labels, expected.repeat_interleave(batches.EACH))
@@ -498,11 +498,11 @@ def test_follow_is_a_moving_average():
     model.weight.data.fill_(3.0)
     model.running_mean.fill_(1.0)
     model.num_batches_tracked.fill_(9)
-    finetune.follow(average, model, 0, 0.998)  # decay 1/10
+    finetune.update_ema(average, model, 0, 0.998)  # decay 1/10
     assert average.weight.tolist() == pytest.approx([2.8, 2.8])
     assert average.running_mean.tolist() == pytest.approx([0.9, 0.9])
     assert average.num_batches_tracked == 9
-    finetune.follow(average, model, 10**6, 0.998)  # decay 0.998
+    finetune.update_ema(average, model, 10**6, 0.998)  # decay 0.998
     assert average.weight.tolist() == pytest.approx([2.8 + 0.002 * 0.2] * 2)
 
 
@@ -580,9 +580,9 @@ def assert_equal_checkpoints(first, second):
 
 def test_the_head_is_centred_on_what_the_first_steps_see(config, on_the_cpu):
     accelerator = finetune.Accelerator()
-    state, material = finetune.start(config, accelerator), finetune.gather(config)
+    state, batch_dataset = finetune.start(config, accelerator), finetune.gather(config)
     images = torch.rand(2, 3, 48, 48)
-    finetune.centre(state, material, config, accelerator)
+    finetune.centre(state, batch_dataset, config, accelerator)
     network = state.model.model
     assert network.pooled_std.min() > 0
     assert (network.pooled_std != 1).all()
@@ -603,12 +603,12 @@ def test_the_losses_fall_on_what_is_seen_again_and_again(config, on_the_cpu):
         config, steps=1000, lr=2e-3, warmup=10, alignment_weight=0.0, penalty_weight=0.0, attack_weight=0.0
     )
     accelerator = finetune.Accelerator()
-    state, material = finetune.start(config, accelerator), finetune.gather(config)
-    batch = finetune.Batches(material, config)[0]
+    state, batch_dataset = finetune.start(config, accelerator), finetune.gather(config)
+    batch = finetune.BatchDataset(batch_dataset, config)[0]
     found = [finetune.train_step(state, [batch], config, accelerator) for _ in range(24)]
     totals = [sum(losses.values()) for losses in found]
     assert totals[-1] < 0.8 * totals[0], totals
-    assert found[-1]["opinion"] < found[0]["opinion"]
+    assert found[-1]["mos"] < found[0]["mos"]
     assert found[-1]["ranking"] < found[0]["ranking"]
 
 
@@ -631,17 +631,29 @@ def write_garbage(path):
 @pytest.mark.parametrize(
     ("command", "files", "message"),
     [
-        (refit, {"data": "nowhere", "init": "tiny"}, r"nowhere.*mos\.csv"),
-        (refit, {"data": "folder", "init": "gone.safetensors"}, r"there is no weights file .*gone\.safetensors"),
-        (refit, {"data": "folder", "init": "garbage.safetensors"}, r"garbage\.safetensors cannot be read as weights"),
-        (refit, {"data": "folder", "init": "tiny", "denoised": "garbage.pt"}, r"garbage\.pt cannot be read as weights"),
+        (fit_tiny_head, {"data": "nowhere", "init": "tiny"}, r"nowhere.*mos\.csv"),
         (
-            refit,
+            fit_tiny_head,
+            {"data": "folder", "init": "gone.safetensors"},
+            r"there is no weights file .*gone\.safetensors",
+        ),
+        (
+            fit_tiny_head,
+            {"data": "folder", "init": "garbage.safetensors"},
+            r"garbage\.safetensors cannot be read as weights",
+        ),
+        (
+            fit_tiny_head,
+            {"data": "folder", "init": "tiny", "denoised": "garbage.pt"},
+            r"garbage\.pt cannot be read as weights",
+        ),
+        (
+            fit_tiny_head,
             {"data": "folder", "init": "tiny", "second-opinion": "gone.safetensors"},
             r"no weights file .*gone\.safetensors",
         ),
         (
-            refit,
+            fit_tiny_head,
             {"data": "folder", "init": "tiny", "second-opinion": "other.safetensors"},
             r"other\.safetensors has a config .*bpclip-mini",
         ),
@@ -657,7 +669,7 @@ def write_garbage(path):
 def test_what_cannot_be_read_is_said_in_one_sentence(
     folder, on_the_cpu, tmp_path, monkeypatch, command, files, message
 ):
-    for module in (refit, fit_bpclip):
+    for module in (fit_tiny_head, fit_bpclip):
         monkeypatch.setattr(module, "gather_ladders", lambda *given: pytest.fail("work has begun"))
     torch.save({"other": torch.zeros(3)}, tmp_path / "other.pt")
     assets = Path(iqguide.__file__).parent / "models/assets"
@@ -666,7 +678,9 @@ def test_what_cannot_be_read_is_said_in_one_sentence(
     for name in ("garbage.pt", "garbage.safetensors"):
         write_garbage(tmp_path / name)
     flags = [f"--{key}={known.get(name, tmp_path / name)}" for key, name in files.items()]
-    small = ["--crop=48", "--steps=1"] + (["--each=1", "--large=1", "--large-crop=64"] if command is refit else [])
+    small = ["--crop=48", "--steps=1"] + (
+        ["--each=1", "--large=1", "--large-crop=64"] if command is fit_tiny_head else []
+    )
     with pytest.raises(SystemExit, match=rf"^iqguide: error: .*{message}") as error:
         command.main([*flags, f"--out={tmp_path / 'out'}", *small])
     assert "\n" not in str(error.value)
@@ -676,10 +690,10 @@ def test_what_cannot_be_read_is_said_in_one_sentence(
 @pytest.mark.parametrize(
     ("command", "flag", "expected"),
     [
-        (refit, "--steps=0", "steps is 0; expected 1 or more"),
-        (refit, "--dropout=1", "dropout is 1.0; expected 0 to 0.99"),
-        (refit, "--second-crop=16", "second_crop is 16; expected 32 or more"),
-        (refit, "--second-weight=nan", "second_weight is nan; expected 0 or more"),
+        (fit_tiny_head, "--steps=0", "steps is 0; expected 1 or more"),
+        (fit_tiny_head, "--dropout=1", "dropout is 1.0; expected 0 to 0.99"),
+        (fit_tiny_head, "--second-crop=16", "second_crop is 16; expected 32 or more"),
+        (fit_tiny_head, "--second-weight=nan", "second_weight is nan; expected 0 or more"),
         (fit_bpclip, "--small=0", "small is 0; expected 1 or more"),
         (fit_bpclip, "--lr=inf", "lr is inf; expected 0 or more, a finite number"),
         (distill, "--crop=8", "crop is 8; expected 32 or more"),
@@ -687,7 +701,7 @@ def test_what_cannot_be_read_is_said_in_one_sentence(
     ],
 )
 def test_a_number_outside_its_range_is_refused(capsys, command, flag, expected):
-    files = ["--data=", "--out=", "--init=" if command in (refit, fit_bpclip) else "--teacher="]
+    files = ["--data=", "--out=", "--init=" if command in (fit_tiny_head, fit_bpclip) else "--teacher="]
     with pytest.raises(SystemExit) as error:
         command.main([*files, flag])
     assert error.value.code == 2

@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from . import distortions, published_distortions
 from .data import Photograph, random_crop, random_crops, read, read_with_reference, to_tensor
-from .teacher import Squeezenet, ridge_opinions
+from .teacher import Squeezenet, ridge_predictions
 
 # How much a full ladder of each kind hurts, next to blur, noise and blocks; ours, by eye.
 SEVERITY = {
@@ -40,7 +40,7 @@ def severity(kind: str, level: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Opinions:
+class ScoredCrops:
     """Human-scored crops and their labels."""
 
     images: Tensor
@@ -102,30 +102,30 @@ def overlapping(crop: Tensor, size: int, count: int, rng: np.random.Generator) -
 
 
 def ladders(
-    crops: Crops, photos: int, rungs: int, size: int, rng: np.random.Generator, generator: torch.Generator
+    crops: Crops, photos: int, levels: int, size: int, rng: np.random.Generator, generator: torch.Generator
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Ladders of increasingly degraded, overlapping crops; each photograph is degraded in one way.
 
     Args:
         crops: what to degrade; a little larger than `size`.
         photos: number of ladders.
-        rungs: crops per ladder, the clean one included.
+        levels: crops per ladder, the clean one included.
         size: side of the results in px.
         rng: decides photographs, kinds, levels and places.
         generator: of the noise in the degradations.
 
     Returns:
-        images: (photos * rungs, 3, size, size).
+        images: (photos * levels, 3, size, size).
         originals: the same crops before they were degraded.
-        severities: (photos, rungs), the first of each row 0.
+        severities: (photos, levels), the first of each row 0.
     """
     images, originals, severities = [], [], []
     for clean in crops.batch(photos, rng):
         kind = _draw(LADDER_KINDS, rng)
-        level = torch.from_numpy(np.sort(rng.uniform(0, 4, rungs - 1))).float()
-        degraded = distortions.distort(clean.expand(rungs - 1, -1, -1, -1), kind, level, generator)
+        level = torch.from_numpy(np.sort(rng.uniform(0, 4, levels - 1))).float()
+        degraded = distortions.distort(clean.expand(levels - 1, -1, -1, -1), kind, level, generator)
         stack = torch.cat([clean[None], degraded])
-        windows = overlapping(clean, size, rungs, rng)
+        windows = overlapping(clean, size, levels, rng)
         images += [x[:, a, b] for x, (a, b) in zip(stack, windows, strict=True)]
         originals += [clean[:, a, b] for a, b in windows]
         severities.append(torch.cat([torch.zeros(1), severity(kind, level)]))
@@ -188,8 +188,10 @@ def pairs(
     return torch.cat(degraded)[..., a, b], clean[..., a, b], torch.cat(severities)
 
 
-def opinions(photographs: list[Photograph], teacher: Path | None, size: int, rng: np.random.Generator) -> Opinions:
-    """Human-scored crops, with a teacher's opinion of each crop where there is one.
+def scored_crops(
+    photographs: list[Photograph], teacher: Path | None, size: int, rng: np.random.Generator
+) -> ScoredCrops:
+    """Human-scored crops, with a teacher's score of each crop where there is one.
 
     A crop of a scored photograph is labelled with people's score of the whole and the teacher's score of the crop, half
     and half.
@@ -213,6 +215,6 @@ def opinions(photographs: list[Photograph], teacher: Path | None, size: int, rng
     if teacher is not None:
         network = Squeezenet(teacher)
         features = np.concatenate([network(x.float() / 255).numpy() for x in tqdm(stack.split(16), desc="teacher")])
-        second = ridge_opinions(features, labels, np.arange(len(labels)) // EACH)
+        second = ridge_predictions(features, labels, np.arange(len(labels)) // EACH)
         labels = (labels + second) / 2
-    return Opinions(stack, torch.from_numpy(raw_units(labels)).float(), *references)
+    return ScoredCrops(stack, torch.from_numpy(raw_units(labels)).float(), *references)

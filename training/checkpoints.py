@@ -19,7 +19,7 @@ from torch import nn
 
 from ..errors import one_line
 from .config import FinetuneConfig, jsonable
-from .learners import Judge
+from .training_model import TrainingModel
 
 SETTINGS = "settings.json"
 MAY_CHANGE = ("out", "workers", "tracker", "gradient_checkpointing")
@@ -31,8 +31,8 @@ class State:
     """What a checkpoint holds, besides what accelerate keeps by itself (model, optimiser, scaler, random states)."""
 
     model: nn.Module
-    """The `Judge` that is trained, as accelerate wrapped it."""
-    average: Judge
+    """The `TrainingModel` that is trained, as accelerate wrapped it."""
+    average: TrainingModel
     """Running average of its weights: the result. The model itself where there is no average."""
     optimiser: torch.optim.Optimizer
     step: int = 0

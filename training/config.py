@@ -25,20 +25,27 @@ CHOICES = {
     "tracker": ("", "tensorboard", "wandb"),
 }
 WEIGHTS = (
-    *("ranking_weight", "severity_weight", "opinion_weight", "squared_weight", "prompt_weight"),
+    *("ranking_weight", "severity_weight", "mos_weight", "squared_weight", "prompt_weight"),
     *("alignment_weight", "penalty_weight", "attack_weight", "denoised_weight"),
 )
 RANGES: dict[str, tuple[float, float]] = {
-    **dict.fromkeys(("steps", "accumulate", "checkpoint_every", "warmup", "ladders", "opinions"), (1, math.inf)),
+    **dict.fromkeys(("steps", "accumulate", "checkpoint_every", "warmup", "ladders", "scored"), (1, math.inf)),
     **dict.fromkeys(("workers", "cut", "aligned", "validation_size", *WEIGHTS), (0, math.inf)),
     **dict.fromkeys(("lr", "weight_decay", "clip", "attack_step", "consistency_margin", "rank_margin"), (0, math.inf)),
-    **dict.fromkeys(("rungs", "levels"), (2, math.inf)),
-    **dict.fromkeys(("crop", "opinion_crop"), (MIN_SIDE, math.inf)),
+    **dict.fromkeys(("ladder_levels", "levels"), (2, math.inf)),
+    **dict.fromkeys(("crop", "scored_crop"), (MIN_SIDE, math.inf)),
     **dict.fromkeys(("last_lr", "beta2", "ema"), (0, 1)),
     "validation": (0, 0.9),
     "seed": SEEDS,
 }
 """Lowest and highest value of a setting."""
+FORMER_NAMES = {
+    "mos_weight": "opinion_weight",
+    "scored": "opinions",
+    "scored_crop": "opinion_crop",
+    "ladder_levels": "rungs",
+}
+"""Settings by the names that earlier versions gave them, which files and flags may still use."""
 
 
 @dataclass(frozen=True)
@@ -81,15 +88,15 @@ class FinetuneConfig:
     workers: Annotated[int, "processes that make batches, besides the one that trains"] = 0
     tracker: Annotated[str, "tensorboard or wandb, through accelerate"] = ""
     ladders: Annotated[int, "photographs a batch and process that are degraded step by step"] = 6
-    rungs: Annotated[int, "crops per ladder, the clean one included"] = 4
+    ladder_levels: Annotated[int, "crops per ladder, the clean one included"] = 4
     crop: Annotated[int, "side of the ladder crops, px"] = 128
     cut: Annotated[int, "crops of each clean photograph that are cut ahead; 0 reads the photograph at every draw"] = 20
-    opinions: Annotated[int, "human-scored crops a batch and process"] = 8
-    opinion_crop: Annotated[int, "side of the human-scored crops, px"] = 224
+    scored: Annotated[int, "human-scored crops a batch and process"] = 8
+    scored_crop: Annotated[int, "side of the human-scored crops, px"] = 224
     aligned: Annotated[int, "pictures a batch and process whose gradient must point back to the clean picture"] = 4
     ranking_weight: Annotated[float, "of the ranking of each ladder"] = 1.0
     severity_weight: Annotated[float, "of the regression on how severe the degradation is"] = 0.3
-    opinion_weight: Annotated[float, "of the human scores"] = 1.0
+    mos_weight: Annotated[float, "of the human scores"] = 1.0
     squared_weight: Annotated[float, "of the squared error of the human scores, on a scale from 0 to 1"] = 0.0
     prompt_weight: Annotated[float, "of the three ranking losses of QualiCLIP"] = 0.0
     levels: Annotated[int, "L of these losses: levels of each photograph's degradation"] = 5
@@ -167,6 +174,8 @@ def read_config(path: Path) -> dict[str, Any]:
     values = values.get("config", values) if isinstance(values, dict) else values  # run.json
     if not isinstance(values, dict):
         raise ValueError(f"{path} holds {values!r}; expected settings by their names.")
+    current = {former: name for name, former in FORMER_NAMES.items()}
+    values = {current.get(key, key): value for key, value in values.items()}
     for key, value in values.items():
         if key not in HINTS:
             close = get_close_matches(key, HINTS, n=1)
@@ -235,8 +244,8 @@ def parse_config(arguments: list[str] | None = None) -> tuple[FinetuneConfig, bo
         elif kind is tuple:
             reading = {"type": str, "nargs": "*"}
         shown = str(getattr(defaults, name)).replace("%", "%%")
-        flag = f"--{name.replace('_', '-')}"
-        parser.add_argument(flag, **reading, default=argparse.SUPPRESS, help=f"{text} ({shown})")
+        flags = [f"--{each.replace('_', '-')}" for each in (name, FORMER_NAMES.get(name)) if each]
+        parser.add_argument(*flags, **reading, default=argparse.SUPPRESS, help=f"{text} ({shown})")
     parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint in --out")
     given = vars(parser.parse_args(arguments))
     resume, path = given.pop("resume"), given.pop("config")

@@ -22,15 +22,15 @@ def logistic(x: np.ndarray, best: float, worst: float, centre: float, width: flo
     return worst + (best - worst) / (1 + np.exp(-np.clip((x - centre) / abs(width), -50, 50)))
 
 
-def fit_logistic(scores: np.ndarray, opinions: np.ndarray) -> np.ndarray:
-    """The four parameters of `logistic` that bring the scores nearest to the opinions (least squares).
+def fit_logistic(scores: np.ndarray, mos: np.ndarray) -> np.ndarray:
+    """The four parameters of `logistic` that bring the scores nearest to the mos (least squares).
 
-    Starts from the opinions' extremes and the scores' mean, in both directions; the scores are standardised inside, so
+    Starts from the mos' extremes and the scores' mean, in both directions; the scores are standardised inside, so
     their unit does not matter.
 
     Args:
         scores: (N,), not all equal.
-        opinions: (N,).
+        mos: (N,).
 
     Returns:
         (4,): best, worst, centre, width.
@@ -42,9 +42,9 @@ def fit_logistic(scores: np.ndarray, opinions: np.ndarray) -> np.ndarray:
         raise ValueError(f"got {len(scores)} pictures; a fit of four parameters needs five or more.")
     mean, spread = scores.mean(), scores.std()
     x = (scores - mean) / spread
-    ends = (opinions.max(), opinions.min())
+    ends = (mos.max(), mos.min())
     fits = [  # from both directions, since a wrong one can end in a flat curve
-        least_squares(lambda four: logistic(x, *four) - opinions, (*order, 0.0, 0.5), max_nfev=2000)
+        least_squares(lambda four: logistic(x, *four) - mos, (*order, 0.0, 0.5), max_nfev=2000)
         for order in (ends, ends[::-1])
     ]
     fit = min(fits, key=lambda fit: fit.cost)
@@ -52,12 +52,12 @@ def fit_logistic(scores: np.ndarray, opinions: np.ndarray) -> np.ndarray:
     return np.array([best, worst, mean + spread * centre, spread * abs(width)])
 
 
-def correlations(scores: np.ndarray, opinions: np.ndarray) -> dict[str, float]:
+def correlations(scores: np.ndarray, mos: np.ndarray) -> dict[str, float]:
     """SRCC, PLCC as the scores are and after the logistic, KRCC (tau-b).
 
     Args:
         scores: (N,).
-        opinions: (N,), higher is better.
+        mos: (N,), higher is better.
 
     Returns:
         `srcc`, `plcc`, `plcc_fitted`, `krcc`, and `n`.
@@ -65,20 +65,20 @@ def correlations(scores: np.ndarray, opinions: np.ndarray) -> dict[str, float]:
     Raises:
         ValueError: fewer than five pictures, or one of the two does not vary.
     """
-    _check(scores, opinions)
-    fitted = logistic(scores, *fit_logistic(scores, opinions))
+    _check(scores, mos)
+    fitted = logistic(scores, *fit_logistic(scores, mos))
     return {
-        "srcc": float(stats.spearmanr(scores, opinions)[0]),
-        "plcc": float(stats.pearsonr(scores, opinions)[0]),
+        "srcc": float(stats.spearmanr(scores, mos)[0]),
+        "plcc": float(stats.pearsonr(scores, mos)[0]),
         # a curve that is flat over the scores explains nothing
-        "plcc_fitted": float(stats.pearsonr(fitted, opinions)[0]) if np.ptp(fitted) > 1e-9 else 0.0,
-        "krcc": float(stats.kendalltau(scores, opinions)[0]),
+        "plcc_fitted": float(stats.pearsonr(fitted, mos)[0]) if np.ptp(fitted) > 1e-9 else 0.0,
+        "krcc": float(stats.kendalltau(scores, mos)[0]),
         "n": len(scores),
     }
 
 
 def intervals(
-    scores: np.ndarray, opinions: np.ndarray, groups: Sequence[str], draws: int = 1000, seed: int = 0
+    scores: np.ndarray, mos: np.ndarray, groups: Sequence[str], draws: int = 1000, seed: int = 0
 ) -> dict[str, tuple[float, float]]:
     """95 % bootstrap intervals (percentiles) of the correlations.
 
@@ -87,7 +87,7 @@ def intervals(
 
     Args:
         scores: (N,).
-        opinions: (N,).
+        mos: (N,).
         groups: name of each picture's group; all different for pictures on their own.
         draws: number of resamplings.
         seed: of the resampling.
@@ -95,13 +95,13 @@ def intervals(
     Returns:
         For each of `srcc`, `plcc`, `plcc_fitted`, `krcc` the ends of the interval.
     """
-    fitted = logistic(scores, *fit_logistic(scores, opinions))
+    fitted = logistic(scores, *fit_logistic(scores, mos))
     names, group = np.unique(np.asarray(groups), return_inverse=True)
     members = [np.flatnonzero(group == number) for number in range(len(names))]
     rng, found = np.random.default_rng(seed), []
     while len(found) < draws:
         picks = np.concatenate([members[number] for number in rng.integers(0, len(names), len(names))])
-        s, o, f = scores[picks], opinions[picks], fitted[picks]
+        s, o, f = scores[picks], mos[picks], fitted[picks]
         if np.ptp(s) == 0 or np.ptp(o) == 0 or np.ptp(f) == 0:  # one picture drawn over and over has no correlation
             continue
         ranks = (stats.rankdata(s), stats.rankdata(o))  # without scipy's tests of significance, which cost most
@@ -114,8 +114,8 @@ def intervals(
     }
 
 
-def _check(scores: np.ndarray, opinions: np.ndarray) -> None:
-    for name, values in (("scores", scores), ("opinions", opinions)):
+def _check(scores: np.ndarray, mos: np.ndarray) -> None:
+    for name, values in (("scores", scores), ("mean opinion scores", mos)):
         if not np.isfinite(values).all():
             raise ValueError(f"the {name} hold NaN or infinite numbers; expected finite ones.")
         if np.ptp(values) == 0:

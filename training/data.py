@@ -94,7 +94,7 @@ def scored_parts(
             rest = [samples[n] for n in train]
             aside = train[seeded_splits(rest, 1, validation)[0][1]].tolist() if validation else []
         parts = ([n for n in train if n not in set(aside)], aside if validation else [], test)
-        found = [Photograph(s.image, 100 * s.opinion, s.reference if full_reference else None) for s in samples]
+        found = [Photograph(s.image, 100 * s.normalised_mos, s.reference if full_reference else None) for s in samples]
         learnt, chosen_by, held_out = ([found[n] for n in part] for part in parts)
     if full_reference:
         _require_references([*learnt, *chosen_by, *held_out])
@@ -111,7 +111,7 @@ def _require_references(photographs: list[Photograph]) -> None:
     if bare:
         raise ValueError(
             f"{bare[0]} has no reference, which a full-reference model needs: give dataset and root of pictures that "
-            "have one, or set opinion_weight, squared_weight and validation to 0 and give no dataset."
+            "have one, or set mos_weight, squared_weight and validation to 0 and give no dataset."
         )
 
 

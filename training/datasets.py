@@ -37,7 +37,7 @@ class Sample:
     """Pictures of one group stay on one side of a split: those of one reference, or of one prompt."""
     part: str | None = None
     """"train", "validation" or "test" where the publisher has split the set."""
-    opinion: float = math.nan
+    normalised_mos: float = math.nan
     """The score in [0, 1], higher is better."""
 
 
@@ -206,7 +206,7 @@ def load_dataset(name: str, root: Path, scale: Scale | None = None) -> list[Samp
             one the lowest and the highest score of the table; for "live" the highest and the lowest.
 
     Returns:
-        The samples in the order of the list, `opinion` filled in.
+        The samples in the order of the list, `normalised_mos` filled in.
 
     Raises:
         FileNotFoundError: files that should be there are missing.
@@ -222,14 +222,16 @@ def load_dataset(name: str, root: Path, scale: Scale | None = None) -> list[Samp
     worst, best = scale or own or _scale_of(name, scores)
     if not math.isfinite(worst) or not math.isfinite(best) or worst == best:
         raise ValueError(f"the scale is from {worst} to {best}; expected two different numbers, worst and best.")
-    opinions = [(score - worst) / (best - worst) for score in scores]
-    for sample, opinion in zip(samples, opinions, strict=True):
-        if not -1e-6 <= opinion <= 1 + 1e-6:
+    normalised = [(score - worst) / (best - worst) for score in scores]
+    for sample, value in zip(samples, normalised, strict=True):
+        if not -1e-6 <= value <= 1 + 1e-6:
             raise ValueError(
                 f"the score of {sample.image.name} is {sample.mos:g}, outside the scale from {worst:g} (worst) to "
                 f"{best:g} (best); give the scale that the scores have."
             )
-    return [replace(sample, opinion=min(max(o, 0.0), 1.0)) for sample, o in zip(samples, opinions, strict=True)]
+    return [
+        replace(sample, normalised_mos=min(max(n, 0.0), 1.0)) for sample, n in zip(samples, normalised, strict=True)
+    ]
 
 
 def _scale_of(name: str, scores: list[float]) -> Scale:

@@ -105,14 +105,14 @@ def summarise(samples: Sequence[Sample], scores: np.ndarray, protocol: str, draw
     Raises:
         ValueError: too few pictures, or scores that do not vary.
     """
-    opinions = np.array([sample.opinion for sample in samples])
+    mos = np.array([sample.normalised_mos for sample in samples])
     if protocol != "ten":
-        found: dict[str, Any] = correlations(scores, opinions)
+        found: dict[str, Any] = correlations(scores, mos)
         if draws:
             groups = [sample.group or str(sample.image) for sample in samples]
-            found["intervals"] = intervals(scores, opinions, groups, draws)
+            found["intervals"] = intervals(scores, mos, groups, draws)
         return found
-    splits = [correlations(scores[test], opinions[test]) for _, test in seeded_splits(samples)]
+    splits = [correlations(scores[test], mos[test]) for _, test in seeded_splits(samples)]
     names = ("srcc", "plcc", "plcc_fitted", "krcc")
     found = {name: float(np.mean([split[name] for split in splits])) for name in names}
     found["n"] = len(samples)

@@ -31,41 +31,43 @@ from tqdm import tqdm
 from ..errors import atomic_write, make_folder, one_sentence
 from ..models.create import create_model
 from ..models.save import save_model
-from . import calibrate, learners, objectives
+from . import calibrate, objectives, training_model
+from .batch_dataset import CENTRE, BatchDataset, TrainingData, draws, gather, numbers
 from .batches import RAW_UNIT, ladders
 from .checkpoints import State, read_checkpoint, write_checkpoint
 from .config import FinetuneConfig, jsonable, parse_config
-from .material import CENTRE, Batches, Material, draws, gather, numbers
 
 
 def start(config: FinetuneConfig, accelerator: Accelerator) -> State:
     """A model with random weights, or those of `config.init`, and all that training it needs."""
     torch.manual_seed(config.seed)
-    judge = learners.make(config)
-    average = copy.deepcopy(judge).requires_grad_(False).to(accelerator.device) if config.ema else judge
+    model = training_model.make(config)
+    average = copy.deepcopy(model).requires_grad_(False).to(accelerator.device) if config.ema else model
     if config.gradient_checkpointing:
-        learners.checkpoint_activations(judge)
+        training_model.checkpoint_activations(model)
     optimiser = torch.optim.AdamW(
-        learners.groups(judge, config), config.lr, betas=(0.9, config.beta2), weight_decay=config.weight_decay
+        training_model.groups(model, config), config.lr, betas=(0.9, config.beta2), weight_decay=config.weight_decay
     )
-    model, optimiser = accelerator.prepare(judge, optimiser)
-    state = State(model, average, optimiser)
+    wrapped, optimiser = accelerator.prepare(model, optimiser)
+    state = State(wrapped, average, optimiser)
     accelerator.register_for_checkpointing(state)
     return state
 
 
 @torch.no_grad()
-def centre(state: State, material: Material, config: FinetuneConfig, accelerator: Accelerator) -> None:
+def centre(state: State, training_data: TrainingData, config: FinetuneConfig, accelerator: Accelerator) -> None:
     """Standardise the inputs of the head of `tiny` on ladders; equal in every process."""
     model, pooled = accelerator.unwrap_model(state.model).model, []
     for number in range(64):
-        images, _, _ = ladders(material.crops, 1, config.rungs, config.crop, *draws(config, CENTRE, number))
+        images, _, _ = ladders(
+            training_data.crops, 1, config.ladder_levels, config.crop, *draws(config, CENTRE, number)
+        )
         pooled.append(model.pooled(images.to(accelerator.device)))
     model.standardise(torch.cat(pooled))
     state.average.load_state_dict(accelerator.unwrap_model(state.model).state_dict())
 
 
-def together(values: Tensor, accelerator: Accelerator) -> Tensor:
+def gather_with_grad(values: Tensor, accelerator: Accelerator) -> Tensor:
     """Values (n, ...) of all processes (P n, ...), those of this one differentiable: losses of the whole batch."""
     if accelerator.num_processes == 1:
         return values
@@ -81,18 +83,18 @@ def losses(
     batch, found = {name: value.to(accelerator.device) for name, value in batch.items()}, {}
 
     def whole(values: Tensor) -> Tensor:
-        return together(values, accelerator)
+        return gather_with_grad(values, accelerator)
 
     if "ladders" in batch:
         severities = batch["severities"]
-        rungs = whole(model(batch["ladders"], batch["originals"]).float().view(severities.shape))
+        levels = whole(model(batch["ladders"], batch["originals"]).float().view(severities.shape))
         severities = whole(severities)
-        found["ranking"] = config.ranking_weight * objectives.ladder_ranking(rungs, severities)
-        found["severity"] = config.severity_weight * F.smooth_l1_loss(rungs, -severities)
+        found["ranking"] = config.ranking_weight * objectives.ladder_ranking(levels, severities)
+        found["severity"] = config.severity_weight * F.smooth_l1_loss(levels, -severities)
     if "scored" in batch:
         scores, labels = whole(model(batch["scored"], batch.get("references")).float()), whole(batch["labels"])
         agreement = F.smooth_l1_loss(scores, labels) + objectives.correlation(scores, labels)
-        found["opinion"] = config.opinion_weight * agreement
+        found["mos"] = config.mos_weight * agreement
         found["squared"] = config.squared_weight * F.mse_loss(scores * RAW_UNIT / 100, labels * RAW_UNIT / 100)
     if "twins" in batch:
         twins = batch["twins"]
@@ -123,9 +125,9 @@ def guidance_losses(
     after, before = model(torch.cat([climbed, degraded]), torch.cat([clean, clean])).float().chunk(2)
     claims = objectives.overclaim(after - before, degraded, climbed, clean, severity)
     return {
-        "alignment": config.alignment_weight * together(misalignment, accelerator).mean(),
-        "penalty": config.penalty_weight * (together(energy, accelerator) * degraded[0].numel()).mean(),
-        "attack": config.attack_weight * together(claims, accelerator).mean(),
+        "alignment": config.alignment_weight * gather_with_grad(misalignment, accelerator).mean(),
+        "penalty": config.penalty_weight * (gather_with_grad(energy, accelerator) * degraded[0].numel()).mean(),
+        "attack": config.attack_weight * gather_with_grad(claims, accelerator).mean(),
     }
 
 
@@ -136,7 +138,7 @@ def learning_rate(config: FinetuneConfig, step: int) -> float:
 
 
 @torch.no_grad()
-def follow(average: nn.Module, model: nn.Module, step: int, highest: float) -> None:
+def update_ema(average: nn.Module, model: nn.Module, step: int, highest: float) -> None:
     """Move the averaged weights and statistics towards the model's, in place; faster in the first steps."""
     decay = min(highest, (1 + step) / (10 + step))
     for a, b in zip(average.state_dict().values(), model.state_dict().values(), strict=True):
@@ -162,16 +164,16 @@ def train_step(
         for name, value in found.items():
             totals[name] = totals.get(name, 0.0) + value.item() / len(batches)
     if config.ema:
-        follow(state.average, accelerator.unwrap_model(state.model), state.step, config.ema)
+        update_ema(state.average, accelerator.unwrap_model(state.model), state.step, config.ema)
     state.step += 1
     return totals
 
 
-def validate(state: State, material: Material, config: FinetuneConfig) -> dict[str, float]:
+def validate(state: State, training_data: TrainingData, config: FinetuneConfig) -> dict[str, float]:
     """Write the result if it is the best so far; returns the agreement on the validation part, if there is one."""
     figures: dict[str, float] = {}
-    if material.validation:
-        figures = calibrate.agreement(state.average.model, material.validation, config.validation_size)
+    if training_data.validation:
+        figures = calibrate.agreement(state.average.model, training_data.validation, config.validation_size)
         if not figures["srcc"] > state.best:  # a constant score has the SRCC NaN
             return figures
         state.best, state.best_step = figures["srcc"], state.step
@@ -188,7 +190,7 @@ def report(state: State, config: FinetuneConfig, processes: int) -> dict[str, fl
     """Calibrate and measure the best result, write it and OUT/run.json; returns the figures in it."""
     path = config.out / f"{config.model}.safetensors"
     model = create_model(config.model, weights=path, device=next(state.average.parameters()).device)
-    learners.finish(model, config)
+    training_model.finish(model, config)
     save_model(model, path)
     figures = calibrate.measure(model, config)
     best = {"step": state.best_step, "srcc": state.best} if state.best_step else None
@@ -198,7 +200,7 @@ def report(state: State, config: FinetuneConfig, processes: int) -> dict[str, fl
     return figures
 
 
-def prepare(config: FinetuneConfig, resume: bool = False) -> tuple[Accelerator, Material, State]:
+def prepare(config: FinetuneConfig, resume: bool = False) -> tuple[Accelerator, TrainingData, State]:
     """Everything that can go wrong before the first step.
 
     Raises:
@@ -223,10 +225,10 @@ def prepare(config: FinetuneConfig, resume: bool = False) -> tuple[Accelerator, 
             accelerator.init_trackers("iqguide", settings, options)
         except Exception as error:  # whatever its client raises, such as wandb's without a login
             raise ValueError(f"the tracker {config.tracker} cannot start: {error}") from error
-    material, state = gather(config), start(config, accelerator)
+    training_data, state = gather(config), start(config, accelerator)
     if resume:
         read_checkpoint(accelerator, config)
-    return accelerator, material, state
+    return accelerator, training_data, state
 
 
 def train(config: FinetuneConfig, resume: bool = False) -> State:
@@ -234,11 +236,11 @@ def train(config: FinetuneConfig, resume: bool = False) -> State:
     return run(config, *prepare(config, resume))
 
 
-def run(config: FinetuneConfig, accelerator: Accelerator, material: Material, state: State) -> State:
+def run(config: FinetuneConfig, accelerator: Accelerator, training_data: TrainingData, state: State) -> State:
     """The loop."""
-    batches = Batches(material, config, accelerator.process_index, accelerator.num_processes)
-    if state.step == 0 and config.model == "tiny" and material.crops is not None:
-        centre(state, material, config, accelerator)
+    batches = BatchDataset(training_data, config, accelerator.process_index, accelerator.num_processes)
+    if state.step == 0 and config.model == "tiny" and training_data.crops is not None:
+        centre(state, training_data, config, accelerator)
     loader = iter(DataLoader(batches, None, sampler=list(numbers(config, state.step)), num_workers=config.workers))
     main_process, running = accelerator.is_main_process, {}
     progress = tqdm(total=config.steps, initial=state.step, desc=config.model, disable=not main_process)
@@ -251,7 +253,7 @@ def run(config: FinetuneConfig, accelerator: Accelerator, material: Material, st
             progress.set_postfix({key: f"{value:.3f}" for key, value in running.items()})
             accelerator.log(found | {"lr": learning_rate(config, state.step - 1)}, state.step)  # that of this step
         if state.step == config.steps or state.step % config.checkpoint_every == 0:
-            figures = validate(state, material, config) if main_process else {}
+            figures = validate(state, training_data, config) if main_process else {}
             accelerator.log({f"validation_{key}": value for key, value in figures.items()}, state.step)
             write_checkpoint(accelerator, config, state.step)
             if main_process:

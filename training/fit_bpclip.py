@@ -3,9 +3,9 @@
     accelerate launch -m iqguide.training.fit_bpclip --data DATA --init runs/mini-eyes/bpclip-mini.safetensors \
         --out runs/bpclip-mini
 
-As training/refit.py does for `tiny`: the backbone and the pooling's masks stand still, so the gated maps are pooled
-once, and every step sees many ladders and many people's scores at little cost. W_f of equation 2 is linear and comes
-after the mask, so it may as well follow the pooling; it is learnt with the rest.
+As training/fit_tiny_head.py does for `tiny`: the backbone and the pooling's masks stand still, so the gated maps are
+pooled once, and every step sees many ladders and many people's scores at little cost. W_f of equation 2 is linear and
+comes after the mask, so it may as well follow the pooling; it is learnt with the rest.
 """
 
 from __future__ import annotations
@@ -29,23 +29,23 @@ from ..models.bpclip import BPCLIP
 from ..models.create import create_model
 from ..models.save import save_model
 from . import batches, distortions, objectives
+from .batch_dataset import checked_parts, read_predictions
 from .batches import Crops, raw_units
 from .calibrate import held_out_crops, measure
 from .config import FinetuneConfig
 from .data import Photograph
 from .distill import learning_rate
-from .material import checked_parts, read_predictions
+from .fit_tiny_head import RESTORED
 from .options import SEEDS, Parser
-from .refit import RESTORED
 
 DECAY = 0.995
 """Of the running average of the weights, which is the result."""
 
 
 RANGES: dict[str, tuple[float, float]] = {
-    **dict.fromkeys(("steps", "ladders", "opinions", "small", "large"), (1, math.inf)),
+    **dict.fromkeys(("steps", "ladders", "scored", "small", "large"), (1, math.inf)),
     **dict.fromkeys(("lr", "weight_decay", "slope"), (0, math.inf)),
-    **dict.fromkeys(("crop", "large_crop", "opinion_crop"), (MIN_SIDE, math.inf)),
+    **dict.fromkeys(("crop", "large_crop", "scored_crop"), (MIN_SIDE, math.inf)),
     "seed": SEEDS,
 }
 """Lowest and highest value of a flag."""
@@ -56,14 +56,14 @@ class Ladders:
     """Pooled maps of ladders of crops of one size."""
 
     maps: Tensor
-    """(P, R, C, h, w) float16: clean, the levels, and a level brought a little back, as in training/refit.py."""
+    """(P, R, C, h, w) float16: clean, the levels, and a level brought a little back, as for `tiny`."""
     severities: Tensor
     """(P, R)."""
 
-    def batch(self, count: int, rungs: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Some rungs of some ladders: maps (count, rungs, C, h, w) and severities (count, rungs)."""
+    def batch(self, count: int, levels: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Some levels of some ladders: maps (count, levels, C, h, w) and severities (count, levels)."""
         rows = torch.randint(len(self.maps), (count, 1), generator=generator)
-        columns = torch.rand(count, self.maps.shape[1], generator=generator).argsort(1)[:, :rungs]
+        columns = torch.rand(count, self.maps.shape[1], generator=generator).argsort(1)[:, :levels]
         return self.maps[rows, columns].float(), self.severities[rows, columns]
 
 
@@ -73,7 +73,7 @@ class Known:
 
     ladders: list[Ladders]
     """Small crops, large crops and, with a cache, pairs of denoised predictions."""
-    opinions: Tensor
+    scored: Tensor
     """(N, C, h, w) float16, of crops of human-scored pictures."""
     labels: Tensor
     """(N,), people's scores of the whole pictures, 0 to 1."""
@@ -105,9 +105,9 @@ def ladder_maps(model: BPCLIP, crops: Tensor, generator: torch.Generator) -> Lad
     levels, found, severities = torch.arange(5.0), [], []
     for kind in tqdm(batches.LADDER_KINDS, desc=f"ladders, {crops.shape[-1]} px"):
         for clean in crops.split(24):
-            rungs = [distortions.distort(clean, kind, level.expand(len(clean)), generator) for level in levels]
-            rungs = [clean, *rungs, torch.lerp(rungs[3], clean, RESTORED)]
-            found.append(torch.stack([gated(model, rung) for rung in rungs], 1))
+            stack = [distortions.distort(clean, kind, level.expand(len(clean)), generator) for level in levels]
+            stack = [clean, *stack, torch.lerp(stack[3], clean, RESTORED)]
+            found.append(torch.stack([gated(model, level) for level in stack], 1))
         cost = batches.severity(kind, levels)
         row = torch.cat([torch.zeros(1), cost, cost[3:4] * (1 - RESTORED)])
         severities.append(row.expand(len(crops), -1))
@@ -126,10 +126,10 @@ def gather_ladders(
     ]
 
 
-def gather_opinions(model: BPCLIP, scored: list[Photograph], size: int, rng: np.random.Generator) -> Tensor:
+def gather_scored(model: BPCLIP, scored: list[Photograph], size: int, rng: np.random.Generator) -> Tensor:
     """Pooled maps of crops of human-scored pictures: (N * EACH, C, h, w), those of one picture side by side."""
-    views = batches.opinions(scored, None, size, rng)
-    return torch.cat([gated(model, part.float() / 255) for part in tqdm(views.images.split(24), desc="opinions")])
+    views = batches.scored_crops(scored, None, size, rng)
+    return torch.cat([gated(model, part.float() / 255) for part in tqdm(views.images.split(24), desc="scored")])
 
 
 def gather(model: BPCLIP, args: argparse.Namespace) -> Known:
@@ -142,8 +142,8 @@ def gather(model: BPCLIP, args: argparse.Namespace) -> Known:
         pairs = [gated(model, cache[key].float() / 255) for key in ("clean", "degraded")]
         costs = torch.stack([torch.zeros_like(cache["severity"]), cache["severity"]], 1)
         ladders.append(Ladders(torch.stack(pairs, 1), costs))
-    opinions = gather_opinions(model, scored, args.opinion_crop, rng)
-    return Known(ladders, opinions, torch.from_numpy(np.repeat([p.mos / 100 for p in scored], batches.EACH)))
+    scored_maps = gather_scored(model, scored, args.scored_crop, rng)
+    return Known(ladders, scored_maps, torch.from_numpy(np.repeat([p.mos / 100 for p in scored], batches.EACH)))
 
 
 @torch.no_grad()
@@ -164,7 +164,7 @@ def standardise(model: BPCLIP, maps: Tensor) -> None:
 
 
 def losses(model: BPCLIP, known: Known, args: argparse.Namespace, generator: torch.Generator) -> dict[str, Tensor]:
-    """Ranking of ladders, how severe each rung is, and people's scores, on one fresh batch."""
+    """Ranking of ladders, how severe each level is, and people's scores, on one fresh batch."""
     device = model.margin_mean.device
 
     def raw(maps: Tensor) -> Tensor:
@@ -182,10 +182,10 @@ def losses(model: BPCLIP, known: Known, args: argparse.Namespace, generator: tor
         ranking.append(objectives.ladder_ranking(scores, costs, args.slope))
         if costs.shape[1] > 2:  # of a denoised prediction only the order is known
             severity.append(F.smooth_l1_loss(scores, -costs))
-    picks = torch.randint(len(known.labels), (args.opinions,), generator=generator)
-    scores, labels = raw(known.opinions[picks].float()), raw_units(100 * known.labels[picks]).float().to(device)
-    opinion = F.smooth_l1_loss(scores, labels) + 2 * objectives.correlation(scores, labels)
-    return {"ranking": sum(ranking) / len(ranking), "severity": 0.1 * sum(severity), "opinion": opinion}
+    picks = torch.randint(len(known.labels), (args.scored,), generator=generator)
+    scores, labels = raw(known.scored[picks].float()), raw_units(100 * known.labels[picks]).float().to(device)
+    mos = F.smooth_l1_loss(scores, labels) + 2 * objectives.correlation(scores, labels)
+    return {"ranking": sum(ranking) / len(ranking), "severity": 0.1 * sum(severity), "mos": mos}
 
 
 def fit(model: BPCLIP, known: Known, args: argparse.Namespace) -> None:
@@ -194,7 +194,7 @@ def fit(model: BPCLIP, known: Known, args: argparse.Namespace) -> None:
         model.set_attention("math")  # torch's fused attention is three times slower backwards, in bfloat16 on a CPU
     generator = torch.Generator().manual_seed(args.seed)
     typical = [kind.batch(64, 1, generator)[0].flatten(0, 1) for kind in known.ladders]
-    typical = torch.cat([F.adaptive_avg_pool2d(x, 4) for x in (*typical, known.opinions[:64].float())])
+    typical = torch.cat([F.adaptive_avg_pool2d(x, 4) for x in (*typical, known.scored[:64].float())])
     standardise(model, typical.to(model.margin_mean.device))
     learning = [p for name, p in model.named_parameters() if not name.startswith("backbone.") and ".mask." not in name]
     for parameter in learning:
@@ -228,7 +228,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--denoised", type=Path, help="cache made by recipes/demo_generator/denoised.py")
     parser.add_argument("--steps", type=int, default=1000, help="optimiser steps (%(default)s)")
     parser.add_argument("--ladders", type=int, default=24, help="ladders of small crops a step (%(default)s)")
-    parser.add_argument("--opinions", type=int, default=16, help="human-scored crops a step (%(default)s)")
+    parser.add_argument("--scored", type=int, default=16, help="human-scored crops a step (%(default)s)")
     parser.add_argument("--lr", type=float, default=4e-4, help="highest learning rate; 1.5e-3 diverges (%(default)s)")
     parser.add_argument("--weight-decay", type=float, default=0.05, help="of AdamW (%(default)s)")
     parser.add_argument("--slope", type=float, default=1.0, help="ranking margin per unit of severity (%(default)s)")
@@ -236,7 +236,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--large-crop", type=int, default=256, help="side of the large ladder crops, px (%(default)s)")
     parser.add_argument("--small", type=int, default=110, help="photographs with a small crop (%(default)s)")
     parser.add_argument("--large", type=int, default=8, help="photographs with a large crop (%(default)s)")
-    parser.add_argument("--opinion-crop", type=int, default=288, help="side of the scored crops, px (%(default)s)")
+    parser.add_argument("--scored-crop", type=int, default=288, help="side of the scored crops, px (%(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of everything random (%(default)s)")
     return parser.parse_within(RANGES, arguments)
 

@@ -86,9 +86,9 @@ def prompt_ranking(
     return consistent.mean(), falling.mean(), rising.mean()
 
 
-def correlation(scores: Tensor, opinions: Tensor) -> Tensor:
-    """(1 - Pearson correlation) / 2 of scores (N,) with opinions (N,): 0 for perfect agreement, 1 for the opposite."""
-    a, b = scores - scores.mean(), opinions - opinions.mean()
+def correlation(scores: Tensor, mos: Tensor) -> Tensor:
+    """(1 - Pearson correlation) / 2 of scores (N,) with mos (N,): 0 for perfect agreement, 1 for the opposite."""
+    a, b = scores - scores.mean(), mos - mos.mean()
     return (1 - (a * b).sum() / (a.norm() * b.norm() + 1e-6)) / 2
 
 

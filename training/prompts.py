@@ -82,7 +82,7 @@ class PromptConfig:
 
 
 class RandomCrops(Dataset):
-    """Random square crops of scored pictures, mirrored half of the time: (3, crop, crop) in [0, 1], opinion."""
+    """Random square crops of scored pictures, mirrored half of the time: (3, crop, crop) in [0, 1], normalised MOS."""
 
     def __init__(self, samples: list[Sample], crop: int, short_side: int) -> None:
         self.samples, self.crop, self.short_side = samples, crop, short_side
@@ -98,12 +98,12 @@ class RandomCrops(Dataset):
             image = resize_short_side(image, self.crop)
         top, left = (int(torch.randint(side - self.crop + 1, ())) for side in image.shape[2:])
         image = image[0, :, top : top + self.crop, left : left + self.crop]
-        return (image.flip(2) if torch.rand(()) < 0.5 else image), self.samples[index].opinion
+        return (image.flip(2) if torch.rand(()) < 0.5 else image), self.samples[index].normalised_mos
 
 
-def loss_of(scores: Tensor, opinions: Tensor) -> Tensor:
-    """Mean squared error + (1 - Pearson correlation) / 2 of scores (N,) and opinions (N,) in [0, 1]."""
-    return F.mse_loss(scores, opinions) + objectives.correlation(scores, opinions)
+def loss_of(scores: Tensor, mos: Tensor) -> Tensor:
+    """Mean squared error + (1 - Pearson correlation) / 2 of scores (N,) and mos (N,) in [0, 1]."""
+    return F.mse_loss(scores, mos) + objectives.correlation(scores, mos)
 
 
 def parts(samples: list[Sample]) -> tuple[list[Sample], list[Sample]]:
@@ -125,7 +125,7 @@ def gather(config: PromptConfig) -> tuple[list[Sample], list[Sample]]:
     learnt, held_out = parts(load_dataset(config.dataset, Path(config.root)))
     if len(learnt) < config.batch:
         raise ValueError(f"{len(learnt)} pictures to learn from are less than a batch of {config.batch}; reduce batch.")
-    if len({sample.opinion for sample in held_out}) < 2 or len(held_out) < 5:
+    if len({sample.normalised_mos for sample in held_out}) < 2 or len(held_out) < 5:
         raise ValueError(f"{len(held_out)} pictures are held out; expected five or more, with different scores.")
     for sample in tqdm([*learnt, *held_out], desc="pictures"):
         load_images(sample.image)
@@ -155,8 +155,8 @@ def train(config: PromptConfig) -> PromptTuning:
     model, optimiser, crops = accelerator.prepare(tuning, optimiser, crops)
     progress = tqdm(total=config.epochs * len(crops), desc="prompts", disable=not accelerator.is_main_process)
     for _ in range(config.epochs):
-        for images, opinions in crops:
-            loss = loss_of(model(images).float(), opinions.float())
+        for images, mos in crops:
+            loss = loss_of(model(images).float(), mos.float())
             optimiser.zero_grad()
             accelerator.backward(loss)
             optimiser.step()
@@ -178,7 +178,9 @@ def measure(
 ) -> dict[str, float]:
     """Agreement with people on the held-out part, whole pictures."""
     scores = score_samples(tuning, held_out, config.short_side, accelerator.device, full_reference=False)
-    return correlations(scores, torch.tensor([sample.opinion for sample in held_out], dtype=torch.float64).numpy())
+    return correlations(
+        scores, torch.tensor([sample.normalised_mos for sample in held_out], dtype=torch.float64).numpy()
+    )
 
 
 def write(tuning: PromptTuning, config: PromptConfig) -> None:

@@ -1,7 +1,7 @@
 """Opinion labels for crops: SqueezeNet features and ridge regression on human scores.
 
 The network is SqueezeNet 1.0 as its authors trained it on ImageNet (Iandola et al. 2016, arXiv 1602.07360; 227 px, BGR,
-Caffe means), read from a file that the user names. Its opinion of crops and its feature maps are learnt from; none of
+Caffe means), read from a file that the user names. Its score of crops and its feature maps are learnt from; none of
 its weights are kept.
 """
 
@@ -81,7 +81,7 @@ class Squeezenet:
         return taps
 
 
-def ridge_opinions(features: np.ndarray, values: np.ndarray, groups: np.ndarray, folds: int = 5) -> np.ndarray:
+def ridge_predictions(features: np.ndarray, values: np.ndarray, groups: np.ndarray, folds: int = 5) -> np.ndarray:
     """Out-of-fold predictions of ridge regression on standardised features: nobody repeats a label it was given.
 
     The strength is the one with the least out-of-fold error on one row of each group.

@@ -1,12 +1,12 @@
 """Fit the head of a trained `tiny` anew on statistics computed once: whole pictures, and far more ladders.
 
-    accelerate launch -m iqguide.training.refit --data DATA --init runs/tiny/tiny.safetensors --out runs/refitted
+    accelerate launch -m iqguide.training.fit_tiny_head --data DATA --init runs/tiny/tiny.safetensors --out runs/fitted
 
 A step of fine-tuning sees a few crops; the head is small enough to see all of them at every step once the convolutions
 stand still. Whole human-scored pictures replace crops, so the scores learn from what they will be asked about. Ladders
 begin at crops of the clean photographs and, much reduced, of the good human-scored ones: more photographs help on new
-pictures. Every ladder has one more rung, a degraded crop brought a little back to the clean one, so the head keeps
-rising along the way back. A trained `bpclip-mini` can give a second opinion: it learnt from the same scored pictures
+pictures. Every ladder has one more level, a degraded crop brought a little back to the clean one, so the head keeps
+rising along the way back. A trained `bpclip-mini` can give a second score: it learnt from the same scored pictures
 with other eyes, so the two err differently. The head is then fitted once more, to what lies halfway between them on
 thousands of crops. In a fit nothing is random but dropout and the order.
 """
@@ -33,21 +33,21 @@ from ..models.create import create_model
 from ..models.save import save_model
 from ..models.tiny import Tiny
 from . import batches, distortions, objectives
+from .batch_dataset import checked_parts, read_predictions
 from .batches import Crops
 from .calibrate import calibrate, measure
 from .config import FinetuneConfig
 from .data import Photograph, good_photographs, random_crop, read, to_tensor
 from .distill import learning_rate
-from .material import checked_parts, read_predictions
 from .options import SEEDS, Parser
 
 RESTORED = 0.02
-"""How much of the way back to the clean crop the last rung goes: so little that it tells the slope."""
+"""How much of the way back to the clean crop the last level goes: so little that it tells the slope."""
 RESTORED_FROM = 4
-"""From which rung it goes; rung 0 is the clean crop."""
+"""From which level it goes; level 0 is the clean crop."""
 
 
-WEIGHTS = ("opinion_weight", "step_weight", "back_weight", "prediction_weight", "second_weight")
+WEIGHTS = ("mos_weight", "step_weight", "back_weight", "prediction_weight", "second_weight")
 RANGES: dict[str, tuple[float, float]] = {
     **dict.fromkeys(("steps", "batch", "each", "large", "each_second"), (1, math.inf)),
     **dict.fromkeys(("lr", "slope", "each_good", *WEIGHTS), (0, math.inf)),
@@ -63,10 +63,10 @@ class Statistics:
     """What the head sees and is to say."""
 
     ladders: Tensor
-    """(P, 7, D): clean, five levels, and rung `RESTORED_FROM` a little restored."""
+    """(P, 7, D): clean, five levels, and level `RESTORED_FROM` a little restored."""
     severities: Tensor
-    """(P, 6), without the last rung."""
-    opinions: Tensor
+    """(P, 6), without the last level."""
+    scored: Tensor
     """(N, D), of whole pictures."""
     labels: Tensor
     """(N,), raw units."""
@@ -75,8 +75,8 @@ class Statistics:
     costs: Tensor
     """(M, 2): severities of these."""
     crops: Tensor
-    """(K, D), of crops of all photographs, nothing done to them; none without a second opinion."""
-    second_opinions: Tensor
+    """(K, D), of crops of all photographs, nothing done to them; none without a second score."""
+    second_scores: Tensor
     """(K,), what is said of these crops, raw units."""
 
 
@@ -95,12 +95,12 @@ def ladder_statistics(
     levels, found, severities = torch.arange(5.0), [], []
     for kind in tqdm(kinds, desc=f"ladders, {crops.shape[-1]} px"):
         for clean in crops.split(32):
-            rungs = [
+            stack = [
                 clean,
                 *(distortions.distort(clean, kind, level.expand(len(clean)), generator) for level in levels),
             ]
-            rungs.append(torch.lerp(rungs[RESTORED_FROM], clean, RESTORED))
-            found.append(torch.stack([pooled(model, rung) for rung in rungs], 1))
+            stack.append(torch.lerp(stack[RESTORED_FROM], clean, RESTORED))
+            found.append(torch.stack([pooled(model, level) for level in stack], 1))
         row = torch.cat([torch.zeros(1), batches.severity(kind, levels)])
         severities.append(row.expand(len(crops), -1))
     return torch.cat(found), torch.cat(severities)
@@ -153,19 +153,19 @@ def gather_ladders(
 
 
 @torch.no_grad()
-def second_opinions(
+def second_scores(
     model: Tiny, other: BPCLIP, photographs: list[Photograph], args: argparse.Namespace
 ) -> tuple[Tensor, Tensor]:
     """Statistics (K, D) of crops of photographs, and the scores (K,) that another model gives them."""
     rng, device = np.random.default_rng(args.seed), model.margin_mean.device
-    statistics, opinions = [], []
-    for photograph in tqdm(photographs, desc="second opinions"):
+    statistics, scores = [], []
+    for photograph in tqdm(photographs, desc="second scores"):
         picture = read(photograph.path)
         crops = [to_tensor(random_crop(picture, args.second_crop, rng, most=2.0)) for _ in range(args.each_second)]
         crops = torch.stack(crops).float() / 255
         statistics.append(pooled(model, crops))
-        opinions.append(other.margin(crops.to(device)).cpu())
-    return torch.cat(statistics), torch.cat(opinions)
+        scores.append(other.margin(crops.to(device)).cpu())
+    return torch.cat(statistics), torch.cat(scores)
 
 
 def gather(model: Tiny, args: argparse.Namespace) -> Statistics:
@@ -177,12 +177,12 @@ def gather(model: Tiny, args: argparse.Namespace) -> Statistics:
     ladders, severities = gather_ladders(model, clean, good_photographs(scored), args)
     labels = torch.tensor([batches.raw_units(p.mos) for p in scored], dtype=torch.float32)
     predictions, costs = prediction_statistics(model, cache) if cache else (ladders[:0, :2], labels[:0])
-    second = second_opinions(model, other, [*scored, *clean], args) if other else (ladders[:0, 0], labels[:0])
+    second = second_scores(model, other, [*scored, *clean], args) if other else (ladders[:0, 0], labels[:0])
     return Statistics(ladders, severities, whole_pictures(model, scored), labels, predictions, costs, *second)
 
 
-def next_rung(scores: Tensor) -> Tensor:
-    """Every rung is clearly below the one before it, however little the two differ; of scores (P, L)."""
+def next_level(scores: Tensor) -> Tensor:
+    """Every level is clearly below the one before it, however little the two differ; of scores (P, L)."""
     return F.softplus((0.3 + scores.diff(dim=1)) / 0.2).mean()
 
 
@@ -198,7 +198,7 @@ def way_back(scores: Tensor, severities: Tensor) -> Tensor:
 
 
 def halfway(own: Tensor, other: Tensor) -> Tensor:
-    """Between two opinions (K,), when the other has been given the mean and the spread of the own one."""
+    """Between two scores (K,), when the other has been given the mean and the spread of the own one."""
     return (own + own.mean() + (other - other.mean()) * (own.std() / other.std())) / 2
 
 
@@ -210,7 +210,7 @@ def agreement(guesses: Tensor, labels: Tensor) -> Tensor:
 def fit(model: Tiny, known: Statistics, args: argparse.Namespace, device: torch.device) -> None:
     """Fit a fresh head in place; the rest of the model stays."""
     known = Statistics(*(value.to(device) for value in vars(known).values()))
-    typical = torch.cat([known.ladders.flatten(0, 1), known.opinions, known.predictions.flatten(0, 1)])
+    typical = torch.cat([known.ladders.flatten(0, 1), known.scored, known.predictions.flatten(0, 1)])
     std, mean = torch.std_mean(typical, 0)
     model.pooled_mean.copy_(mean)
     model.pooled_std.copy_(std + 1e-3)
@@ -223,9 +223,9 @@ def fit(model: Tiny, known: Statistics, args: argparse.Namespace, device: torch.
         hidden = model.head[1](model.head[0](statistics))
         return model.head[2](hidden * F.dropout(torch.ones_like(hidden[:, :1]), args.dropout)).squeeze(2)
 
-    ladders, opinions, predictions, crops = (
+    ladders, scored, predictions, crops = (
         (x - model.pooled_mean) / model.pooled_std
-        for x in (known.ladders, known.opinions, known.predictions, known.crops)
+        for x in (known.ladders, known.scored, known.predictions, known.crops)
     )
     optimiser = torch.optim.AdamW(model.head.parameters(), args.lr, weight_decay=0.1)
     generator = torch.Generator().manual_seed(args.seed)
@@ -234,53 +234,53 @@ def fit(model: Tiny, known: Statistics, args: argparse.Namespace, device: torch.
         for group in optimiser.param_groups:
             group["lr"] = learning_rate(args.lr, step, args.steps)
         rows = torch.randint(len(ladders), (args.batch,), generator=generator)
-        picks = torch.randint(len(opinions), (128,), generator=generator)
+        picks = torch.randint(len(scored), (128,), generator=generator)
         scores, severities = head(ladders[rows]), known.severities[rows]
-        guesses, labels = head(opinions[picks][:, None]).squeeze(1), known.labels[picks]
-        rungs = scores[:, :-1]
-        ranking = objectives.ladder_ranking(rungs, severities, args.slope) + 0.1 * F.smooth_l1_loss(rungs, -severities)
-        opinion = agreement(guesses, labels)
-        steps = next_rung(rungs)
+        guesses, labels = head(scored[picks][:, None]).squeeze(1), known.labels[picks]
+        ladder_scores = scores[:, :-1]
+        ranking = objectives.ladder_ranking(ladder_scores, severities, args.slope) + 0.1 * F.smooth_l1_loss(
+            ladder_scores, -severities
+        )
+        mos = agreement(guesses, labels)
+        steps = next_level(ladder_scores)
         back = way_back(scores, severities)
-        loss = ranking + args.opinion_weight * opinion + args.back_weight * back + args.step_weight * steps
+        loss = ranking + args.mos_weight * mos + args.back_weight * back + args.step_weight * steps
         if len(predictions):
             rows = torch.randint(len(predictions), (args.batch,), generator=generator)
             order = objectives.ladder_ranking(head(predictions[rows]), known.costs[rows])
             loss = loss + args.prediction_weight * order
         if len(crops):
             rows = torch.randint(len(crops), (args.batch,), generator=generator)
-            second = agreement(head(crops[rows][:, None]).squeeze(1), known.second_opinions[rows])
+            second = agreement(head(crops[rows][:, None]).squeeze(1), known.second_scores[rows])
             loss = loss + args.second_weight * second
         optimiser.zero_grad(set_to_none=True)
         loss.backward()
         optimiser.step()
         if step % 50 == 49:
-            progress.set_postfix(
-                ranking=f"{ranking.item():.3f}", back=f"{back.item():.3f}", opinion=f"{opinion.item():.3f}"
-            )
+            progress.set_postfix(ranking=f"{ranking.item():.3f}", back=f"{back.item():.3f}", mos=f"{mos.item():.3f}")
     model.eval().requires_grad_(False)
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     """The settings on the command line."""
-    parser = Parser(prog="accelerate launch -m iqguide.training.refit")
+    parser = Parser(prog="accelerate launch -m iqguide.training.fit_tiny_head")
     parser.add_argument("--data", type=Path, required=True, help="folder with pristine/ and live-challenge/")
     parser.add_argument("--init", type=Path, required=True, help="safetensors file whose head is to be fitted anew")
     parser.add_argument("--out", type=Path, required=True, help="folder for tiny.safetensors and run.json")
     parser.add_argument("--denoised", type=Path, help="cache made by recipes/demo_generator/denoised.py")
     parser.add_argument(
-        "--second-opinion", type=Path, help="file of a bpclip-mini from the same part of the data, for a second opinion"
+        "--second-opinion", type=Path, help="file of a bpclip-mini from the same part of the data, for a second score"
     )
     parser.add_argument("--steps", type=int, default=1500, help="optimiser steps (%(default)s)")
     parser.add_argument("--batch", type=int, default=256, help="ladders a step (%(default)s)")
     parser.add_argument("--lr", type=float, default=1e-3, help="highest learning rate (%(default)s)")
     parser.add_argument("--dropout", type=float, default=0.3, help="of the hidden layer (%(default)s)")
     parser.add_argument("--slope", type=float, default=1.0, help="ranking margin per unit of severity (%(default)s)")
-    parser.add_argument("--opinion-weight", type=float, default=1.0, help="of people's scores (%(default)s)")
+    parser.add_argument("--mos-weight", type=float, default=1.0, help="of people's scores (%(default)s)")
     parser.add_argument("--step-weight", type=float, default=1.0, help="of the order of neighbours (%(default)s)")
     parser.add_argument("--back-weight", type=float, default=0.3, help="of the way back to the clean (%(default)s)")
     parser.add_argument("--prediction-weight", type=float, default=0.3, help="of denoised predictions (%(default)s)")
-    parser.add_argument("--second-weight", type=float, default=0.6, help="of the second opinion (%(default)s)")
+    parser.add_argument("--second-weight", type=float, default=0.6, help="of the second score (%(default)s)")
     parser.add_argument("--crop", type=int, default=128, help="side of the ladder crops, px (%(default)s)")
     parser.add_argument("--each", type=int, default=4, help="crops per photograph (%(default)s)")
     parser.add_argument("--each-good", type=int, default=1, help="crops per good scored one; 0 for none (%(default)s)")
@@ -292,7 +292,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     return parser.parse_within(RANGES, arguments)
 
 
-def refit(args: argparse.Namespace) -> None:
+def fit_tiny_head(args: argparse.Namespace) -> None:
     """Refit with the settings of the flags; writes OUT/tiny.safetensors, calibrated, and OUT/run.json."""
     torch.manual_seed(args.seed)
     make_folder(args.out)
@@ -304,7 +304,7 @@ def refit(args: argparse.Namespace) -> None:
     if len(known.crops):
         with torch.no_grad():
             own = model._head(known.crops.to(device)).squeeze(1).cpu()
-        fit(model, dataclasses.replace(known, second_opinions=halfway(own, known.second_opinions)), args, device)
+        fit(model, dataclasses.replace(known, second_scores=halfway(own, known.second_scores)), args, device)
     config = FinetuneConfig(data=args.data, out=args.out, crop=args.crop, seed=args.seed)
     calibrate(model, config)
     save_model(model, args.out / "tiny.safetensors")
@@ -318,7 +318,7 @@ def main(arguments: list[str] | None = None) -> None:
     """Refit as the command line says."""
     args = parse(arguments)
     with one_sentence():
-        refit(args)
+        fit_tiny_head(args)
 
 
 if __name__ == "__main__":

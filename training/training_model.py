@@ -20,11 +20,11 @@ from .config import FinetuneConfig
 NEVER_USED = ("visual.attnpool.positional_embedding",)  # part of CLIP's layout, not of what we compute
 
 
-class Judge(nn.Module):
+class TrainingModel(nn.Module):
     """A model's raw score as the forward pass, so that wrappers for mixed precision and several processes see it.
 
     The raw score has no bounds and the same units for every model, those of `tiny`: a clean photograph is near 0, a
-    ruined one near -4.5, and an opinion o in [0, 1] is (100 o - 75) / 14.
+    ruined one near -4.5, and a normalised MOS o in [0, 1] is (100 o - 75) / 14.
 
     Args:
         model: as `create_model` makes it.
@@ -36,7 +36,7 @@ class Judge(nn.Module):
         self.model, self.full_reference = model, full_reference
 
     def forward(self, images: Tensor, reference: Tensor | None = None, what: str = "raw") -> Tensor:
-        """Judge pictures.
+        """TrainingModel pictures.
 
         Args:
             images: (N, 3, H, W) in [0, 1].
@@ -57,17 +57,17 @@ class Judge(nn.Module):
             return self._raw(*given)
 
     def _raw(self, images: Tensor, *reference: Tensor) -> Tensor:
-        if hasattr(self.model, "logits"):  # an opinion by the line that touches the sigmoid at 0, which never saturates
+        if hasattr(self.model, "logits"):  # the score by the line that touches the sigmoid at 0, which never saturates
             return raw_units(100 * (0.5 + self.model.logits(images).mean(1) / 4))
         raw = self.model.raw(images, *reference)
         return raw_units(100 * raw) if hasattr(self.model, "set_attention") else raw
 
 
-def make(config: FinetuneConfig) -> Judge:
+def make(config: FinetuneConfig) -> TrainingModel:
     """The model that a run starts from, in evaluation mode, with everything to be learnt asking for gradients.
 
-    Evaluation mode throughout: batches of ladders, opinions and predictions differ so much from each other that a model
-    trained on each batch's own statistics is another one than the one used with the running statistics.
+    Evaluation mode throughout: batches of ladders, scored crops and predictions differ so much from each other that a
+    model trained on each batch's own statistics is another one than the one used with the running statistics.
 
     Raises:
         ValueError: a bad option, or a frozen name that no parameter has.
@@ -93,7 +93,7 @@ def make(config: FinetuneConfig) -> Judge:
         parameter.requires_grad_(not name.startswith((*config.freeze, *NEVER_USED)))
     if config.second_order and hasattr(model, "set_attention"):
         model.set_attention("math")  # the only one that can be differentiated twice
-    return Judge(model.to(memory_format=torch.channels_last), config.full_reference)
+    return TrainingModel(model.to(memory_format=torch.channels_last), config.full_reference)
 
 
 def _sizes(name: str, given: dict[str, Any]) -> ClipConfig | BPCLIPConfig:
@@ -108,10 +108,10 @@ def _sizes(name: str, given: dict[str, Any]) -> ClipConfig | BPCLIPConfig:
     return dataclasses.replace(base, **{key: tuple(v) if isinstance(v, list) else v for key, v in given.items()})
 
 
-def groups(judge: Judge, config: FinetuneConfig) -> list[dict[str, Any]]:
+def groups(training_model: TrainingModel, config: FinetuneConfig) -> list[dict[str, Any]]:
     """What the optimiser gets: the learning parameters by the factor of their learning rate."""
     found: dict[float, list[nn.Parameter]] = {}
-    for name, parameter in judge.model.named_parameters():
+    for name, parameter in training_model.model.named_parameters():
         if parameter.requires_grad:
             matching = [start for start in config.lr_factors if name.startswith(start)]
             factor = float(config.lr_factors[max(matching, key=len)]) if matching else 1.0
@@ -121,9 +121,9 @@ def groups(judge: Judge, config: FinetuneConfig) -> list[dict[str, Any]]:
     return [{"params": parameters, "factor": factor} for factor, parameters in found.items()]
 
 
-def checkpoint_activations(judge: Judge) -> None:
+def checkpoint_activations(training_model: TrainingModel) -> None:
     """Let the stages of the network compute their activations again in the backward pass instead of keeping them."""
-    model = judge.model
+    model = training_model.model
     tower = getattr(model, "visual", None) or getattr(model, "backbone", None)
     stages = model.stages if tower is None else [tower.get_submodule(f"layer{n}") for n in range(1, 5)]
     for stage in stages:
@@ -131,7 +131,7 @@ def checkpoint_activations(judge: Judge) -> None:
 
 
 def finish(model: nn.Module, config: FinetuneConfig) -> None:
-    """Put a trained model on its scales, in place: the margin's on held-out clean crops, `tiny`'s score's on opinions.
+    """Put a trained model on its scales, in place: the margin's on held-out clean crops, `tiny`'s score's on MOS.
 
     Without clean photographs the margin keeps the scale that it has. So does that of a full-reference model: clean
     photographs, each its own reference, say nothing of its spread.

@@ -18,7 +18,7 @@ from scipy.stats import spearmanr
 import iqguide.models
 from iqguide.models.save import save_tiny
 from iqguide.models.tiny import Tiny
-from iqguide.training import batches, refit
+from iqguide.training import batches, fit_tiny_head
 from iqguide.training.data import Photograph
 
 SECOND = Path(iqguide.models.__file__).parent / "assets" / "bpclip-mini.safetensors"
@@ -28,7 +28,7 @@ SMALL = "--steps 60 --batch 16 --crop 48 --each 1 --large-crop 64 --large 2".spl
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     """Folder of a refitted model, and the file that it started from."""
-    folder = tmp_path_factory.mktemp("refit")
+    folder = tmp_path_factory.mktemp("fit_tiny_head")
     data = training_folder(folder / "data")
     torch.manual_seed(0)
     before = folder / "before.safetensors"
@@ -37,7 +37,7 @@ def run(tmp_path_factory):
         patch.setenv("ACCELERATE_USE_CPU", "true")
         AcceleratorState._reset_state(reset_partial_state=True)
         second = ["--second-opinion", str(SECOND), "--second-crop", "48", "--each-second", "1"]
-        refit.main(["--data", str(data), "--init", str(before), "--out", str(folder / "out"), *SMALL, *second])
+        fit_tiny_head.main(["--data", str(data), "--init", str(before), "--out", str(folder / "out"), *SMALL, *second])
     AcceleratorState._reset_state(reset_partial_state=True)
     return folder / "out", before
 
@@ -57,16 +57,16 @@ def test_the_run_is_recorded(run):
 
 
 def test_a_fitted_head_says_what_the_statistics_say():
-    """Statistics of a few causes, at scales a thousand times apart; severity is one cause, opinions are another."""
+    """Statistics of a few causes, at scales a thousand times apart; severity is one, MOS another."""
     torch.manual_seed(0)
     mixing = torch.randn(6, 668) * torch.logspace(-1, 2, 668)
     severities, labels = torch.rand(200, 6).sort(1)[0] * 4, torch.randn(300)
     causes, others = torch.randn(200, 7, 6), torch.randn(300, 6)
     causes[..., 0], causes[..., 1] = torch.cat([severities, severities[:, -1:]], 1), 0
     others[:, 0], others[:, 1] = 2, labels
-    ladders, opinions = causes @ mixing, others @ mixing
+    ladders, scored = causes @ mixing, others @ mixing
     weights = {
-        "opinion_weight": 1.0,
+        "mos_weight": 1.0,
         "prediction_weight": 1.0,
         "back_weight": 0.0,
         "step_weight": 0.3,
@@ -74,15 +74,15 @@ def test_a_fitted_head_says_what_the_statistics_say():
     }
     settings = argparse.Namespace(seed=0, steps=150, batch=64, lr=3e-3, dropout=0.3, slope=0.5, **weights)
     model = Tiny().eval()
-    known = refit.Statistics(
-        ladders[:150], severities[:150], opinions[:200], labels[:200],
+    known = fit_tiny_head.Statistics(
+        ladders[:150], severities[:150], scored[:200], labels[:200],
         ladders[:150, 1:3] + 1, severities[:150, 1:3],
-        opinions[:0], labels[:0],
+        scored[:0], labels[:0],
     )  # fmt: skip
-    refit.fit(model, known, settings, "cpu")
+    fit_tiny_head.fit(model, known, settings, "cpu")
     fresh = model._head(ladders[150:, :6]).squeeze(2)
     assert spearmanr(fresh.flatten(), -severities[150:].flatten())[0] > 0.9
-    assert spearmanr(model._head(opinions[200:]).squeeze(1), labels[200:])[0] > 0.9
+    assert spearmanr(model._head(scored[200:]).squeeze(1), labels[200:])[0] > 0.9
 
 
 def test_a_second_opinion_is_learnt_where_people_were_not_asked():
@@ -92,7 +92,7 @@ def test_a_second_opinion_is_learnt_where_people_were_not_asked():
     labels = torch.randn(300)
     crops[:, 0] += 20 * labels
     settings = {"seed": 0, "steps": 80, "batch": 64, "lr": 3e-3, "dropout": 0, "slope": 0}
-    settings |= dict.fromkeys(("opinion_weight", "prediction_weight", "back_weight", "step_weight"), 0.0)
+    settings |= dict.fromkeys(("mos_weight", "prediction_weight", "back_weight", "step_weight"), 0.0)
     known = (
         ladders,
         severities,
@@ -106,7 +106,9 @@ def test_a_second_opinion_is_learnt_where_people_were_not_asked():
     found = []
     for weight in (0.0, 1.0):
         model = Tiny().eval()
-        refit.fit(model, refit.Statistics(*known), argparse.Namespace(second_weight=weight, **settings), "cpu")
+        fit_tiny_head.fit(
+            model, fit_tiny_head.Statistics(*known), argparse.Namespace(second_weight=weight, **settings), "cpu"
+        )
         found.append(spearmanr(model._head(crops[200:]).squeeze(1), labels[200:])[0])
     assert abs(found[0]) < 0.7
     assert found[1] > 0.9
@@ -117,16 +119,18 @@ def test_the_second_opinion_is_what_the_other_model_says_of_undistorted_crops(ru
     options = ["--data", "", "--init", "", "--out", "", "--second-crop", "40", "--each-second", "2"]
     weights = torch.tensor([0.299, 0.587, 0.114]).view(3, 1, 1)
     brightness = SimpleNamespace(margin=lambda crops: (weights * crops).sum(1).mean((1, 2)))
-    statistics, opinions = refit.second_opinions(Tiny().eval(), brightness, photographs, refit.parse(options))
+    statistics, scores = fit_tiny_head.second_scores(
+        Tiny().eval(), brightness, photographs, fit_tiny_head.parse(options)
+    )
     assert statistics.shape == (6, 668)
     # the first statistic of `tiny` is the same mean
-    torch.testing.assert_close(opinions, statistics[:, 0], atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(scores, statistics[:, 0], atol=1e-4, rtol=1e-4)
 
 
 def test_halfway_between_two_opinions_is_on_the_scale_of_the_own():
     own, other = torch.tensor([1.0, 3.0, 5.0]), torch.tensor([30.0, 10.0, 20.0])
-    torch.testing.assert_close(refit.halfway(own, own * 7 + 2), own)
-    torch.testing.assert_close(refit.halfway(own, other), torch.tensor([3.0, 2.0, 4.0]))
+    torch.testing.assert_close(fit_tiny_head.halfway(own, own * 7 + 2), own)
+    torch.testing.assert_close(fit_tiny_head.halfway(own, other), torch.tensor([3.0, 2.0, 4.0]))
 
 
 def test_the_second_fit_is_to_what_lies_halfway(tmp_path, monkeypatch):
@@ -134,31 +138,31 @@ def test_the_second_fit_is_to_what_lies_halfway(tmp_path, monkeypatch):
     before = tmp_path / "before.safetensors"
     save_tiny(Tiny(), before)
     ladders, crops, other = torch.rand(4, 7, 668), torch.rand(5, 668), torch.tensor([3.0, 1.0, 4.0, 1.0, 5.0])
-    known = refit.Statistics(
+    known = fit_tiny_head.Statistics(
         ladders, torch.rand(4, 6), crops, torch.rand(5), ladders[:0, :2], torch.empty(0, 2), crops, other
     )
-    fitted, fit = [], refit.fit
+    fitted, fit = [], fit_tiny_head.fit
 
     def noted(model, statistics, args, device):
         own = model._head(statistics.crops).squeeze(1).detach() if len(statistics.crops) else None
         fitted.append((statistics, own))
         fit(model, statistics, args, device)
 
-    monkeypatch.setattr(refit, "gather", lambda model, args: known)
-    monkeypatch.setattr(refit, "fit", noted)
-    refit.main(
+    monkeypatch.setattr(fit_tiny_head, "gather", lambda model, args: known)
+    monkeypatch.setattr(fit_tiny_head, "fit", noted)
+    fit_tiny_head.main(
         ["--data", str(data), "--init", str(before), "--out", str(tmp_path / "out"), "--steps", "2", "--batch", "4"]
     )
     (first, _), (second, own) = fitted
     assert len(first.crops) == 0
     assert torch.equal(second.crops, crops)
-    torch.testing.assert_close(second.second_opinions, refit.halfway(own, other))
+    torch.testing.assert_close(second.second_scores, fit_tiny_head.halfway(own, other))
 
 
 def test_ladders_have_a_rung_on_the_way_back():
     crops = torch.rand(2, 3, 48, 48, generator=torch.Generator().manual_seed(0))
     model = Tiny().eval()
-    statistics, severities = refit.ladder_statistics(
+    statistics, severities = fit_tiny_head.ladder_statistics(
         model, crops, ("gaussian_blur", "darken"), torch.Generator().manual_seed(1)
     )
     assert statistics.shape == (4, 7, 668)
@@ -166,7 +170,7 @@ def test_ladders_have_a_rung_on_the_way_back():
     levels = torch.arange(5.0)
     for row, kind in ((0, "gaussian_blur"), (3, "darken")):
         torch.testing.assert_close(severities[row, 1:6], batches.severity(kind, levels))
-    darkest = model.pooled(torch.lerp(crops.clamp_min(1e-4) ** 3.5, crops, refit.RESTORED))
+    darkest = model.pooled(torch.lerp(crops.clamp_min(1e-4) ** 3.5, crops, fit_tiny_head.RESTORED))
     np.testing.assert_allclose(statistics[2:, 6].numpy(), darkest.detach().numpy(), rtol=0.05, atol=0.02)
 
 
@@ -176,14 +180,16 @@ def test_ladders_begin_at_good_photographs_too(tmp_path, monkeypatch):
     for name in ("clean", "good"):
         Image.fromarray(rng.integers(0, 256, (130, 130, 3), dtype=np.uint8)).save(tmp_path / f"{name}.png")
     clean, good = ([Photograph(tmp_path / f"{name}.png")] for name in ("clean", "good"))
-    monkeypatch.setattr(refit.batches, "LADDER_KINDS", ("gaussian_blur", "darken"))
-    monkeypatch.setattr(refit, "pooled", lambda model, images: images.std((1, 2, 3))[:, None])
+    monkeypatch.setattr(fit_tiny_head.batches, "LADDER_KINDS", ("gaussian_blur", "darken"))
+    monkeypatch.setattr(fit_tiny_head, "pooled", lambda model, images: images.std((1, 2, 3))[:, None])
     options = "--data d --init i --out o --crop 48 --each 3 --each-good 2 --large 1 --large-crop 64".split()
-    alone, both = (refit.gather_ladders(None, clean, extra, refit.parse(options))[0] for extra in ([], good))
+    alone, both = (
+        fit_tiny_head.gather_ladders(None, clean, extra, fit_tiny_head.parse(options))[0] for extra in ([], good)
+    )
     assert len(alone) == 2 * (3 + 1)
     assert len(both) == len(alone) + 2 * 2
     assert torch.equal(both[: len(alone)], alone)
-    without = refit.gather_ladders(None, clean, good, refit.parse([*options, "--each-good", "0"]))[0]
+    without = fit_tiny_head.gather_ladders(None, clean, good, fit_tiny_head.parse([*options, "--each-good", "0"]))[0]
     assert torch.equal(without, alone)
     native = np.asarray(Image.open(tmp_path / "good.png")).std() / 255
     assert both[len(alone) :, 0].max() < 0.75 * native  # white noise loses its spread when it is reduced
@@ -192,12 +198,14 @@ def test_ladders_begin_at_good_photographs_too(tmp_path, monkeypatch):
 def test_the_way_back_is_the_slope_in_units_of_the_severity():
     """A score that rises by its severity over the whole way meets the objective's edge, softplus(0); a flat one not."""
     severities = torch.tensor([[0.0, 1, 2, 3, 4, 5]])
-    rising = torch.cat([-severities, torch.tensor([[-4 * (1 - refit.RESTORED)]])], 1)
-    assert refit.way_back(rising, severities).item() == pytest.approx(math.log(2), rel=1e-4)
-    assert refit.way_back(torch.zeros(1, 7), severities).item() == pytest.approx(math.log1p(math.exp(4)), rel=1e-4)
+    rising = torch.cat([-severities, torch.tensor([[-4 * (1 - fit_tiny_head.RESTORED)]])], 1)
+    assert fit_tiny_head.way_back(rising, severities).item() == pytest.approx(math.log(2), rel=1e-4)
+    assert fit_tiny_head.way_back(torch.zeros(1, 7), severities).item() == pytest.approx(
+        math.log1p(math.exp(4)), rel=1e-4
+    )
 
 
 def test_neighbours_are_to_be_apart():
     """Equal rungs cost softplus(0.3 / 0.2); rungs far apart nothing."""
-    assert refit.next_rung(torch.zeros(2, 6)).item() == pytest.approx(math.log1p(math.exp(1.5)), rel=1e-4)
-    assert refit.next_rung(-10 * torch.arange(6.0)[None]).item() < 1e-6
+    assert fit_tiny_head.next_level(torch.zeros(2, 6)).item() == pytest.approx(math.log1p(math.exp(1.5)), rel=1e-4)
+    assert fit_tiny_head.next_level(-10 * torch.arange(6.0)[None]).item() < 1e-6

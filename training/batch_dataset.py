@@ -16,21 +16,21 @@ from ..errors import WeightsError
 from ..images import MIN_SIDE
 from ..models.weights import read_weights
 from . import batches, calibrate
-from .batches import Crops, Opinions
+from .batches import Crops, ScoredCrops
 from .config import FinetuneConfig
 from .data import Photograph, clean_photographs, read_with_reference, scored_parts, split
 
 Draws = tuple[np.random.Generator, torch.Generator]
-CENTRE, LADDER, OPINION, TWINS, PAIR, PREDICTION = range(6)  # kinds of draws, which must not repeat each other
+CENTRE, LADDER, SCORED, TWINS, PAIR, PREDICTION = range(6)  # kinds of draws, which must not repeat each other
 
 
 @dataclass(frozen=True)
-class Material:
+class TrainingData:
     """What a run trains on; None where no objective asks for it."""
 
     crops: Crops | None
     """Clean crops, to be degraded."""
-    opinions: Opinions | None
+    scored: ScoredCrops | None
     """Human-scored crops."""
     denoised: dict[str, Tensor] | None
     """`degraded` and `clean` predictions (N, 3, s, s) uint8 and the `severity` (N,) of the degradation."""
@@ -38,7 +38,7 @@ class Material:
     """Scored pictures that choose the best checkpoint."""
 
 
-def gather(config: FinetuneConfig) -> Material:
+def gather(config: FinetuneConfig) -> TrainingData:
     """Read, check and cut everything before the first step; deterministic for a seed.
 
     Raises:
@@ -50,8 +50,8 @@ def gather(config: FinetuneConfig) -> Material:
     denoised = read_predictions(config.denoised, config.crop) if config.denoised else None
     clean, scored, validation = checked_parts(config)
     crops = Crops(clean, config.crop + 16, config.cut, rng) if _degrades(config) else None
-    opinions = batches.opinions(scored, config.teacher, config.opinion_crop, rng) if _asks_people(config) else None
-    return Material(crops, opinions, denoised, validation)
+    scored_crops = batches.scored_crops(scored, config.teacher, config.scored_crop, rng) if _uses_mos(config) else None
+    return TrainingData(crops, scored_crops, denoised, validation)
 
 
 def read_predictions(path: Path, side: int | None = None) -> dict[str, Tensor]:
@@ -92,11 +92,11 @@ def checked_parts(config: FinetuneConfig) -> tuple[list[Photograph], list[Photog
     clean: list[Photograph] = []
     scored: list[Photograph] = []
     validation: list[Photograph] = []
-    if _asks_people(config) or config.validation or calibrate.uses_scores(config):
+    if _uses_mos(config) or config.validation or calibrate.uses_scores(config):
         scored, validation, held_out = scored_parts(
             config.data, config.dataset, config.root, config.validation, config.full_reference
         )
-        if _asks_people(config) or config.model == "tiny":  # whose score is fitted to them
+        if _uses_mos(config) or config.model == "tiny":  # whose score is fitted to them
             _require(scored, 2, "scored pictures are left to learn from")
         _require(held_out, 2, "scored pictures are held out")
         for photograph in tqdm([*scored, *validation, *held_out], desc="scored pictures"):
@@ -127,15 +127,17 @@ def draws(config: FinetuneConfig, *place: int) -> Draws:
     return rng, torch.Generator().manual_seed(int(rng.integers(2**62)))
 
 
-class Batches(Dataset):
+class BatchDataset(Dataset):
     """The batches of one process, by number: what a sample draws depends on the seed and its place in the whole run.
 
     So a run can be resumed anywhere, worker processes can make the batches, and several processes with b samples each
     see what one process with all of them would see.
     """
 
-    def __init__(self, material: Material, config: FinetuneConfig, process: int = 0, processes: int = 1) -> None:
-        self.material, self.config = material, config
+    def __init__(
+        self, training_data: TrainingData, config: FinetuneConfig, process: int = 0, processes: int = 1
+    ) -> None:
+        self.training_data, self.config = training_data, config
         self.process, self.processes = process, processes
 
     def __len__(self) -> int:
@@ -153,8 +155,8 @@ class Batches(Dataset):
         config, found = self.config, {}
         if config.ranking_weight or config.severity_weight:
             found |= self._collect(LADDER, config.ladders, number, self._ladder)
-        if _asks_people(config):
-            found |= self._collect(OPINION, config.opinions, number, self._opinion)
+        if _uses_mos(config):
+            found |= self._collect(SCORED, config.scored, number, self._scored)
         if config.prompt_weight:
             found |= self._collect(TWINS, config.ladders, number, self._twins)
         if config.predicts:
@@ -172,22 +174,24 @@ class Batches(Dataset):
 
     def _ladder(self, drawn: Draws) -> dict[str, Tensor]:
         config = self.config
-        images, originals, severities = batches.ladders(self.material.crops, 1, config.rungs, config.crop, *drawn)
+        images, originals, severities = batches.ladders(
+            self.training_data.crops, 1, config.ladder_levels, config.crop, *drawn
+        )
         return {"ladders": images, "originals": originals, "severities": severities}
 
-    def _opinion(self, drawn: Draws) -> dict[str, Tensor]:
-        images, labels, references = self.material.opinions.batch(1, drawn[0])
+    def _scored(self, drawn: Draws) -> dict[str, Tensor]:
+        images, labels, references = self.training_data.scored.batch(1, drawn[0])
         found = {"scored": images, "labels": labels}
         return found if references is None else found | {"references": references}
 
     def _twins(self, drawn: Draws) -> dict[str, Tensor]:
-        crops, config = self.material.crops, self.config
+        crops, config = self.training_data.crops, self.config
         published = config.twins == "published"
         twins, order = batches.twin_ladders(crops, config.crop, config.levels, *drawn, published=published)
         return {"twins": twins[None], "order": order[None]}
 
     def _prediction(self, drawn: Draws) -> dict[str, Tensor]:
-        cache = self.material.denoised
+        cache = self.training_data.denoised
         pick = slice(row := int(drawn[0].integers(len(cache["severity"]))), row + 1)
         return {
             "worse": cache["degraded"][pick].float() / 255,
@@ -196,17 +200,17 @@ class Batches(Dataset):
         }
 
     def _pair(self, drawn: Draws) -> dict[str, Tensor]:
-        if self.material.denoised is not None and drawn[0].random() < 0.5:
+        if self.training_data.denoised is not None and drawn[0].random() < 0.5:
             one = self._prediction(drawn)
             degraded, clean, severity = one["worse"], one["better"], one["cost"]
         else:
-            degraded, clean, severity = batches.pairs(self.material.crops, 1, self.config.crop, *drawn)
+            degraded, clean, severity = batches.pairs(self.training_data.crops, 1, self.config.crop, *drawn)
         step = torch.rand(1, generator=drawn[1]) * self.config.attack_step
         return {"degraded": degraded, "clean": clean, "severity": severity, "step": step}
 
 
-def _asks_people(config: FinetuneConfig) -> bool:
-    return bool(config.opinion_weight or config.squared_weight)
+def _uses_mos(config: FinetuneConfig) -> bool:
+    return bool(config.mos_weight or config.squared_weight)
 
 
 def _degrades(config: FinetuneConfig) -> bool:
