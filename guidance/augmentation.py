@@ -1,6 +1,6 @@
-"""Slightly different views of one latent, over which a gradient is averaged so that it does not follow one pixel grid.
+"""Augmentations of one latent, over which a gradient is averaged so that it does not follow one pixel grid.
 
-Every view is drawn from a generator and is the same for all samples of a batch, so what happens to a sample does not
+Each is drawn from a generator and is the same for all samples of a batch, so what happens to a sample does not
 depend on which others it is batched with.
 """
 
@@ -11,8 +11,8 @@ from torch import Tensor
 
 
 @dataclass(frozen=True)
-class View:
-    """One way of looking at a latent and its picture; the default one changes nothing."""
+class Augmentation:
+    """Noise, crop and shift of a latent and its picture; the default one changes nothing."""
 
     noise: Tensor | None = None
     """Added to the latent; (1, ...), broadcast over the batch."""
@@ -24,7 +24,7 @@ class View:
     """Pixels that the picture loses at the top and at the left, and in all along each axis."""
 
     def of_latent(self, latent: Tensor) -> Tensor:
-        """The latent as this view sees it; differentiable."""
+        """The latent augmented; differentiable."""
         if self.noise is not None:
             latent = latent + self.noise
         if self.window is not None:
@@ -33,7 +33,7 @@ class View:
         return latent
 
     def of_images(self, images: Tensor) -> Tensor:
-        """The picture (N, 3, H, W) as this view sees it; differentiable."""
+        """The picture (N, 3, H, W) augmented; differentiable."""
         top, left, lost = self.shift
         if lost == 0:
             return images
@@ -41,21 +41,21 @@ class View:
         return images[..., top : height - lost + top, left : width - lost + left]
 
 
-def draw_views(
-    latent: Tensor, *, samples: int, noise: float, crop: int | None, shift: int, generator: torch.Generator
-) -> list[View]:
-    """Draw views of a latent.
+def draw_augmentations(
+    latent: Tensor, generator: torch.Generator, *, samples: int, noise: float, crop: int | None, shift: int
+) -> list[Augmentation]:
+    """Draw augmentations of a latent.
 
     Args:
         latent: (N, C, h, w), or any shape if `crop` is None; gives size, dtype and device.
-        samples: number of views.
+        generator: a CPU generator.
+        samples: number of augmentations.
         noise: standard deviation of the Gaussian noise, in latent units.
         crop: side of the square decoded, in latent cells; None for the whole latent.
         shift: up to how many pixels the picture is shifted under the reward.
-        generator: a CPU generator.
 
     Returns:
-        `samples` views.
+        `samples` of them.
 
     Raises:
         ValueError: if `crop` is set and the latent is not (N, C, h, w).
@@ -65,10 +65,10 @@ def draw_views(
             f"crop={crop} needs latents (N, C, h, w), but these are {tuple(latent.shape)} (packed or video latents);"
             " set crop=None."
         )
-    return [_draw_view(latent, noise, crop, shift, generator) for _ in range(samples)]
+    return [_draw_one(latent, noise, crop, shift, generator) for _ in range(samples)]
 
 
-def _draw_view(latent: Tensor, noise: float, crop: int | None, shift: int, generator: torch.Generator) -> View:
+def _draw_one(latent: Tensor, noise: float, crop: int | None, shift: int, generator: torch.Generator) -> Augmentation:
     added, window, offset = None, None, (0, 0, 0)
     if noise > 0:
         added = torch.randn((1, *latent.shape[1:]), generator=generator).mul_(noise).to(latent)
@@ -77,7 +77,7 @@ def _draw_view(latent: Tensor, noise: float, crop: int | None, shift: int, gener
         window = (top, left, crop)
     if shift > 0:
         offset = (_draw_below(shift + 1, generator), _draw_below(shift + 1, generator), shift)
-    return View(added, window, offset)
+    return Augmentation(added, window, offset)
 
 
 def _draw_below(limit: int, generator: torch.Generator) -> int:

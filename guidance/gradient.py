@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from .augmentation import View
+from .augmentation import Augmentation
 from .freeze import frozen, modules_of
 
 Reward = Callable[[Tensor], Tensor]
@@ -21,13 +21,14 @@ def reward_gradient(
     decoder: Decoder,
     denoised: Tensor,
     *,
-    views: Sequence[View] = (View(),),
+    augmentations: Sequence[Augmentation] = (Augmentation(),),
     modules: list[nn.Module] | None = None,
     chunk: int | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Gradient of a reward with respect to the denoised latent, averaged over views of it.
+    """Gradient of a reward with respect to the denoised latent, averaged over augmentations of it.
 
-    Computes g = d/dz mean_k sum_n margin(decoder(view_k(z)))_n at z = denoised, without touching the diffusion model.
+    Computes g = d/dz mean_k sum_n margin(decoder(augment_k(z)))_n at z = denoised; the diffusion model is not
+    touched.
     `margin` is the reward's unsaturated twin where it has one (`reward.margin`), the reward itself otherwise. The
     samples of a batch do not mix, as long as reward and decoder treat them apart (modules in eval mode).
 
@@ -36,12 +37,12 @@ def reward_gradient(
         decoder: latents as the diffusion model has them -> images (N, 3, H, W) in [0, 1]; or frames of a video,
             (N, F, 3, H, W), whose mean score counts.
         denoised: (N, ...) latent, any floating dtype and device.
-        views: what to average over; by default the latent as it is.
+        augmentations: what to average over; by default the latent as it is.
         modules: networks inside reward and decoder, if the caller has looked them up before (`modules_of`).
         chunk: samples worked on at once; None for all. Bounds the memory, changes no result.
 
     Returns:
-        scores: (N,) float32, detached; mean over the views.
+        scores: (N,) float32, detached; mean over the augmentations.
         gradient: like `denoised`, float32, detached; in score per latent unit.
 
     Raises:
@@ -51,25 +52,29 @@ def reward_gradient(
     Notes:
         Works inside torch.no_grad and torch.inference_mode. Weights that were made in inference mode are replaced by
         ordinary copies; no weight collects a gradient. Cost: one decode and one reward, forward and backward, per
-        view; the views are worked through one after another, so memory does not grow with their number.
+        augmentation; these are worked through one after another, so memory does not grow with their number.
     """
     margin = getattr(reward, "margin", reward)
     with torch.inference_mode(False), torch.enable_grad():
         with frozen(modules_of(reward, decoder) if modules is None else modules):
             parts = denoised.detach().clone().float().split(chunk or len(denoised))
-            results = [_mean_gradient(margin, decoder, part, views) for part in parts]
+            results = [_mean_gradient(margin, decoder, part, augmentations) for part in parts]
     scores, gradients = zip(*results, strict=True)
     return torch.cat(scores), torch.cat(gradients)
 
 
-def _mean_gradient(margin: Reward, decoder: Decoder, latent: Tensor, views: Sequence[View]) -> tuple[Tensor, Tensor]:
+def _mean_gradient(
+    margin: Reward, decoder: Decoder, latent: Tensor, augmentations: Sequence[Augmentation]
+) -> tuple[Tensor, Tensor]:
     latent = latent.detach().requires_grad_(True)
-    scores, gradients = zip(*(_view_gradient(margin, decoder, latent, view) for view in views), strict=True)
-    return sum(scores) / len(views), sum(gradients) / len(views)
+    scores, gradients = zip(*(_one_gradient(margin, decoder, latent, each) for each in augmentations), strict=True)
+    return sum(scores) / len(augmentations), sum(gradients) / len(augmentations)
 
 
-def _view_gradient(margin: Reward, decoder: Decoder, latent: Tensor, view: View) -> tuple[Tensor, Tensor]:
-    images = decoder(view.of_latent(latent))
+def _one_gradient(
+    margin: Reward, decoder: Decoder, latent: Tensor, augmentation: Augmentation
+) -> tuple[Tensor, Tensor]:
+    images = decoder(augmentation.of_latent(latent))
     frames = images.shape[1] if images.ndim == 5 else 1
     images = images.flatten(0, 1) if images.ndim == 5 else images
     if images.ndim != 4 or images.shape[0] != latent.shape[0] * frames or images.shape[1] != 3:
@@ -77,7 +82,7 @@ def _view_gradient(margin: Reward, decoder: Decoder, latent: Tensor, view: View)
             f"the decoder returned {tuple(images.shape)} for latents {tuple(latent.shape)}; expected images"
             f" ({latent.shape[0]}, 3, H, W). Give RewardGuidance a decoder that fits the pipeline."
         )
-    scores = margin(view.of_images(images))
+    scores = margin(augmentation.of_images(images))
     if scores.shape != images.shape[:1]:
         raise ValueError(
             f"the reward returned {tuple(scores.shape)} for images {tuple(images.shape)}; expected"

@@ -21,7 +21,7 @@ from .reward_guidance import GuidanceRun
 _SAME = 1 + 1e-4  # ratios nearer to each other than this are one: hosts keep their schedules in float32
 
 
-class GuidedEvaluations:
+class PredictionOnlyGuidance:
     """Guides a run of which only the evaluations are seen, in order.
 
     Args:
@@ -59,18 +59,18 @@ class GuidedEvaluations:
             )
         return denoised if self._change is None else (denoised.float() + self._change).to(denoised.dtype)
 
-    def stored(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, Any]:
         """Everything that the run is to go on with elsewhere, its log too; tensors (N, ...) on the CPU."""
         change = None if self._change is None else self._change.to("cpu", copy=True)
-        step = {"_covered": self._covered, "_begun": self._begun, "_change": change}
-        return step | {"run": self.run.stored(), "log": list(self.run.log)}
+        step = {"covered": self._covered, "begun": self._begun, "change": change}
+        return step | {"run": self.run.state.state_dict(), "log": list(self.run.log)}
 
-    def put_back(self, stored: dict[str, Any], device: torch.device) -> None:
-        """Go on with what another run has `stored`, with all or some of its samples (`split_run`, `joined_run`)."""
-        self.run.put_back(stored["run"], device)
-        self.run.log[:] = stored["log"]
-        self._covered, self._begun = stored["_covered"], stored["_begun"]
-        self._change = None if stored["_change"] is None else stored["_change"].to(device, copy=True)
+    def load_state_dict(self, state: dict[str, Any], device: torch.device) -> None:
+        """Go on with the `state_dict` of another run, with all or some of its samples (`split_run`, `joined_run`)."""
+        self.run.state.load_state_dict(state["run"], device)
+        self.run.log[:] = state["log"]
+        self._covered, self._begun = state["covered"], state["begun"]
+        self._change = None if state["change"] is None else state["change"].to(device, copy=True)
 
     def _begins_a_step(self, ratio: float) -> bool:
         if not self._begun:
@@ -90,10 +90,10 @@ class GuidedEvaluations:
         return self._change is not None and self._change.shape != denoised.shape
 
 
-def split_run(stored: dict[str, Any], samples: int) -> list[dict[str, Any]]:
-    """What `GuidedEvaluations.stored` has put down, for each of its samples (of one frame or more) apart."""
-    logs = split_log(stored["log"], samples)
-    tensors = [_split(stored | {"log": None}, samples, lane) for lane in range(samples)]
+def split_run(state: dict[str, Any], samples: int) -> list[dict[str, Any]]:
+    """The `state_dict` of a `PredictionOnlyGuidance`, for each of its samples (of one frame or more) apart."""
+    logs = split_log(state["log"], samples)
+    tensors = [_split(state | {"log": None}, samples, lane) for lane in range(samples)]
     return [each | {"log": log} for each, log in zip(tensors, logs, strict=True)]
 
 

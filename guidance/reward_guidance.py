@@ -3,14 +3,14 @@
 import logging
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
-from numbers import Real
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from .augmentation import draw_views
+from .augmentation import draw_augmentations
+from .check_settings import check_settings
 from .evaluation import Evaluation
 from .freeze import modules_of
 from .gradient import Decoder, Reward, reward_gradient
@@ -60,16 +60,16 @@ class RewardGuidance:
     """Half-life of the direction's moving average, in units of log(sigma / alpha); 0 for none."""
 
     samples: int = 1
-    """Views (noisy, shifted, cropped) over which one gradient is averaged."""
+    """Augmentations (noise, shift, crop) over which one gradient is averaged."""
 
     noise: float = 0.05
-    """Standard deviation of the noise of a view, in latent units."""
+    """Standard deviation of the noise of an augmentation, in latent units."""
 
     shift: int = 0
-    """Up to how many pixels a view shifts the picture under the reward, against patterns tied to its pixel grid."""
+    """Up to how many pixels an augmentation shifts the picture, against patterns tied to the reward's pixel grid."""
 
     crop: int | None = None
-    """Side, in latent cells, of the random square a view decodes (saves time and memory); None for everything."""
+    """Side, in latent cells, of the random square that is decoded (saves time and memory); None for everything."""
 
     chunk: int | None = None
     """Samples decoded and differentiated at once; None for all (less memory, slower, the same result)."""
@@ -93,38 +93,10 @@ class RewardGuidance:
     """
 
     seed: int = 0
-    """Seed of the views; the sampler's own randomness is never touched."""
+    """Seed of the augmentations; the sampler's own randomness is never touched."""
 
     def __post_init__(self) -> None:
-        if not callable(self.reward):
-            raise TypeError(
-                f"reward is {self.reward!r}; expected a function or a model, from images (N, 3, H, W) to scores (N,):"
-                " for example iqguide.create_model('tiny')."
-            )
-        if not _is_window(self.noise_window):
-            raise ValueError(
-                f"noise_window is {self.noise_window!r}; expected (start, stop) with 1 > start > stop > 0, for example"
-                f" {RewardGuidance.noise_window}: guidance acts while the noise level falls from start to stop. At 1"
-                " all is noise."
-            )
-        if self.gradient not in ("denoised", "full"):
-            raise ValueError(f"gradient is {self.gradient!r}; expected 'denoised' or 'full'.")
-        self._check_numbers()
-
-    def _check_numbers(self) -> None:
-        if not math.isfinite(self.scale):
-            raise ValueError(f"scale is {self.scale}; expected a finite number, or 0 to switch guidance off.")
-        if self.target is not None and math.isnan(self.target):
-            raise ValueError("target is nan; expected a number, or None to push on for ever.")
-        for name in ("every", "samples", "crop", "chunk"):
-            if getattr(self, name) is not None and getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; expected 1 or more.")
-        for name in ("clip", "target_width", "max_drift"):
-            if getattr(self, name) is not None and not getattr(self, name) > 0:
-                raise ValueError(f"{name} is {getattr(self, name)}; expected a number above 0.")
-        for name in ("ema", "noise", "shift"):
-            if not getattr(self, name) >= 0:
-                raise ValueError(f"{name} is {getattr(self, name)}; expected 0 or more.")
+        check_settings(self)
 
     @property
     def needs_graph(self) -> bool:
@@ -140,51 +112,61 @@ class RewardGuidance:
         Raises:
             ValueError: if there is no decoder at all.
         """
-        return GuidanceRun(self, self.decoder if decoder is None else decoder)
-
-
-def _is_window(window: object) -> bool:
-    numbers = isinstance(window, (tuple, list)) and all(isinstance(level, Real) for level in window)
-    return numbers and len(window) == 2 and 1 > window[0] > window[1] > 0
-
-
-_PER_SAMPLE = ("_average", "_drift", "_scores", "_finite")
-
-
-class GuidanceRun:
-    """State of one guided run: moving average of the direction, pushes so far, log."""
-
-    def __init__(self, guidance: RewardGuidance, decoder: Decoder | None) -> None:
-        if decoder is None and guidance.scale != 0:
+        decoder = self.decoder if decoder is None else decoder
+        if decoder is None and self.scale != 0:
             raise ValueError("guidance has no decoder; give it one: RewardGuidance(reward, decoder=...).")
-        self.guidance = guidance
-        self.decoder = decoder
-        self.log: list[Evaluation] = []
-        self._modules = modules_of(guidance.reward, decoder)
-        self._generator = torch.Generator().manual_seed(guidance.seed)
-        self._forget()
+        state = RunState(torch.Generator().manual_seed(self.seed))
+        return GuidanceRun(self, decoder, state, modules_of(self.reward, decoder))
 
-    def _forget(self) -> None:
-        self._average: Tensor | None = None  # moving average of the unit gradient, like the latent
-        self._position = 0.0  # log(sigma / alpha) at the last gradient
-        self._drift: Tensor | None = None  # all pushes so far, in x / alpha, like the latent
-        self._scores: Tensor | None = None  # (N,) at the last gradient
-        self._finite: Tensor | None = None  # (N,) whether the last gradient was
-        self._in_window = 0  # evaluations inside the window so far
 
-    def stored(self) -> dict[str, Any]:
-        """All but the log, for a run that goes on elsewhere: tensors (N, ...) on the CPU, numbers and bytes."""
-        tensors = {name: getattr(self, name) for name in _PER_SAMPLE}
-        stored = {name: None if value is None else value.to("cpu", copy=True) for name, value in tensors.items()}
-        generator = bytes(self._generator.get_state().tolist())
-        return stored | {"_position": self._position, "_in_window": self._in_window, "generator": generator}
+@dataclass
+class RunState:
+    """What a guided run carries from one evaluation to the next. Tensors have one row a sample."""
 
-    def put_back(self, stored: dict[str, Any], device: torch.device) -> None:
-        """Go on with what another run has `stored`, with all or some of its samples."""
-        for name in _PER_SAMPLE:
-            setattr(self, name, None if stored[name] is None else stored[name].to(device, copy=True))
-        self._position, self._in_window = stored["_position"], stored["_in_window"]
-        self._generator.set_state(torch.tensor(list(stored["generator"]), dtype=torch.uint8))
+    generator: torch.Generator
+    """Draws the augmentations."""
+    average: Tensor | None = None
+    """(N, ...) moving average of the unit gradient."""
+    position: float = 0.0
+    """log(sigma / alpha) at the last gradient."""
+    drift: Tensor | None = None
+    """(N, ...) all pushes so far, in units of the clean latent."""
+    scores: Tensor | None = None
+    """(N,) at the last gradient."""
+    finite: Tensor | None = None
+    """(N,) whether score and gradient were finite there."""
+    evaluations: int = 0
+    """Evaluations inside the window so far."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything, for a run that goes on elsewhere: tensors (N, ...) on the CPU, numbers and bytes."""
+        values = {name: value for name, value in vars(self).items() if name != "generator"}
+        copies = {n: v.to("cpu", copy=True) if isinstance(v, Tensor) else v for n, v in values.items()}
+        return copies | {"generator": bytes(self.generator.get_state().tolist())}
+
+    def load_state_dict(self, state: dict[str, Any], device: torch.device) -> None:
+        """Go on with the `state_dict` of another run, with all or some of its samples."""
+        for name, value in state.items():
+            if name != "generator":
+                setattr(self, name, value.to(device, copy=True) if isinstance(value, Tensor) else value)
+        self.generator.set_state(torch.tensor(list(state["generator"]), dtype=torch.uint8))
+
+    def forget(self) -> None:
+        """Let go of all tensors, as at the beginning of a run; the generator goes on."""
+        self.average = self.drift = self.scores = self.finite = None
+        self.position, self.evaluations = 0.0, 0
+
+
+@dataclass
+class GuidanceRun:
+    """The guidance of one batch from noise to picture: settings, state and log. Made by `RewardGuidance.start`."""
+
+    guidance: RewardGuidance
+    decoder: Decoder | None
+    state: RunState
+    modules: list[nn.Module]
+    """The networks inside reward and decoder."""
+    log: list[Evaluation] = field(default_factory=list)
 
     @property
     def fired(self) -> bool:
@@ -214,7 +196,11 @@ class GuidanceRun:
 
     def skips(self, stage: Stage) -> bool:
         """Whether nothing is to be done at this stage of the sampler; if so, says why in the log."""
-        reason = self._reason_to_skip(stage)
+        reason = None
+        if self.guidance.scale == 0:
+            reason = "the scale is 0"
+        elif stage.share_of(self.guidance.noise_window) == 0:
+            reason = "outside the noise window"
         if reason is not None:
             self.log.append(replace(self._entry(stage), skipped=reason))
         return reason is not None
@@ -233,91 +219,76 @@ class GuidanceRun:
             Like `denoised`, float32: what is to be added to the prediction and, times alpha, to the noisy latent (its
             noise stays); None for nothing.
         """
-        if self._drift is not None and self._drift.shape != denoised.shape:
-            self._forget()  # the sampler has changed the size of its latents
-        gradient = self._update(denoised, stage.ratio, pull_back)
-        share = stage.share_of(self.guidance.noise_window)
-        before = self._drift if self._drift is not None else torch.zeros_like(denoised, dtype=torch.float32)
-        self._drift = self._tether(before + self._direction() * (self.guidance.scale * share))
-        entry = replace(self._entry(stage), weight=share, score_before=_tuple(self._scores))
-        return self._record(entry, self._drift - before, gradient)
+        settings, state, gradient = self.guidance, self.state, None
+        if state.drift is not None and state.drift.shape != denoised.shape:
+            state.forget()  # the sampler has changed the size of its latents
+        if state.evaluations % settings.every == 0:
+            # augment and differentiate
+            state.scores, gradient = self._gradient(denoised)
+            # normalise
+            state.finite = state.scores.isfinite() & all_finite(gradient)
+            unit = unit_rms(zero_unless(state.finite, gradient))
+            if settings.gradient == "full":
+                pulled = _required(pull_back)(unit)
+                state.finite = state.finite & all_finite(pulled)
+                unit = unit_rms(zero_unless(state.finite, pulled))
+            # average
+            position = math.log(min(stage.ratio, ratio_of(settings.noise_window[0])))
+            if state.average is not None:
+                blended = moving_average(state.average, unit, state.position - position, settings.ema)
+                unit = torch.where(per_sample(state.finite, unit), blended, state.average)
+            state.average, state.position = unit, position
+        state.evaluations += 1
+        # clip, and scale by the share of the window
+        direction = unit_rms(state.average).clamp(-settings.clip, settings.clip)
+        strength = zero_unless(state.finite, fade(state.scores, settings.target, settings.target_width))
+        share = stage.share_of(settings.noise_window)
+        # trust region
+        before = torch.zeros_like(denoised, dtype=torch.float32) if state.drift is None else state.drift
+        wanted = before + direction * per_sample(strength, direction) * (settings.scale * share)
+        state.drift = within_trust_region(wanted, settings.max_drift)
+        return self._logged(replace(self._entry(stage), weight=share), state.drift - before, gradient)
 
-    def _entry(self, stage: Stage) -> Evaluation:
-        return Evaluation(len(self.log), noise_level_of(stage.ratio), noise_level_of(stage.end))
-
-    def _reason_to_skip(self, stage: Stage) -> str | None:
-        if self.guidance.scale == 0:
-            return "the scale is 0"
-        return "outside the noise window" if stage.share_of(self.guidance.noise_window) == 0 else None
-
-    def _update(self, denoised: Tensor, ratio: float, pull_back: Callable[[Tensor], Tensor] | None) -> Tensor | None:
-        """Take a new gradient into the moving average, at each `every`-th call; returns it."""
+    def _gradient(self, denoised: Tensor) -> tuple[Tensor, Tensor]:
         settings = self.guidance
-        self._in_window += 1
-        if (self._in_window - 1) % settings.every:
-            return None
-        views = draw_views(
+        augmentations = draw_augmentations(
             denoised,
+            self.state.generator,
             samples=settings.samples,
             noise=settings.noise,
             crop=settings.crop,
             shift=settings.shift,
-            generator=self._generator,
         )
-        self._scores, gradient = reward_gradient(
-            settings.reward, self.decoder, denoised, views=views, modules=self._modules, chunk=settings.chunk
+        return reward_gradient(
+            settings.reward,
+            self.decoder,
+            denoised,
+            augmentations=augmentations,
+            modules=self.modules,
+            chunk=settings.chunk,
         )
-        self._finite = gradient.flatten(1).isfinite().all(1)
-        unit = self._unit(gradient)
-        if settings.gradient == "full":
-            pulled = _required(pull_back)(unit)
-            self._finite = self._finite & pulled.flatten(1).isfinite().all(1)
-            unit = self._unit(pulled)
-        self._average = self._blend(unit, ratio)
-        return gradient
 
-    def _unit(self, gradient: Tensor) -> Tensor:
-        return unit_rms(torch.where(_per_sample(self._finite, gradient), gradient, 0.0))
+    def _entry(self, stage: Stage) -> Evaluation:
+        return Evaluation(len(self.log), noise_level_of(stage.ratio), noise_level_of(stage.end))
 
-    def _blend(self, unit: Tensor, ratio: float) -> Tensor:
-        position = math.log(min(ratio, ratio_of(self.guidance.noise_window[0])))
-        passed, self._position = self._position - position, position
-        if self._average is None or self.guidance.ema == 0:
-            return unit
-        keep = 0.5 ** (max(passed, 0.0) / self.guidance.ema)
-        blended = keep * self._average + (1 - keep) * unit
-        return torch.where(_per_sample(self._finite, unit), blended, self._average)
-
-    def _direction(self) -> Tensor:
-        """What to push along, at most RMS 1 per sample: clipped, faded towards the target, 0 for bad samples."""
-        settings = self.guidance
-        direction = unit_rms(self._average).clamp(-settings.clip, settings.clip)
-        strength = self._finite.float()
-        if settings.target is not None:
-            fade = ((settings.target - self._scores) / settings.target_width).clamp(0, 1)
-            strength = torch.where(self._finite, fade, 0.0)
-        return direction * _per_sample(strength, direction)
-
-    def _tether(self, drift: Tensor) -> Tensor:
-        if self.guidance.max_drift is None:
-            return drift
-        shrink = (self.guidance.max_drift / rms(drift).clamp_min(1e-12)).clamp(max=1.0)
-        return drift * _per_sample(shrink, drift)
-
-    def _record(self, entry: Evaluation, change: Tensor, gradient: Tensor | None) -> Tensor | None:
-        bad = tuple(index for index, fine in enumerate(self._finite.tolist()) if not fine)
+    def _logged(self, entry: Evaluation, change: Tensor, gradient: Tensor | None) -> Tensor | None:
+        """Write the change down; None for a change that is 0 everywhere."""
+        scores = self.state.scores
+        bad = tuple(index for index, fine in enumerate(self.state.finite.tolist()) if not fine)
         if bad and not any(earlier.bad_samples for earlier in self.log):
             logger.warning(
-                "The reward's gradient is not finite for samples %s at noise level %.3f; they are not pushed there.",
+                "Reward or gradient of samples %s are not finite at noise level %.3f; they are not pushed there.",
                 bad,
                 entry.noise_level,
             )
-        entry = replace(entry, bad_samples=bad, change=_tuple(rms(change)), drift=_tuple(rms(self._drift)))
+        drift = tuple(rms(self.state.drift).tolist())
+        change_size = tuple(rms(change).tolist())
+        entry = replace(entry, score_before=tuple(scores.tolist()), bad_samples=bad, change=change_size, drift=drift)
         if gradient is not None:
             gain = torch.nan_to_num(gradient * change, 0.0, 0.0, 0.0).flatten(1).sum(1)
-            entry = replace(entry, score_after=_tuple(self._scores + gain))
-        if not any(entry.change):
-            reason = "the gradient is not finite" if len(bad) == len(change) else "the push is 0"
+            entry = replace(entry, score_after=tuple((scores + gain).tolist()))
+        if not any(change_size):
+            reason = "the reward or its gradient is not finite" if len(bad) == len(change) else "the push is 0"
             self.log.append(replace(entry, skipped=reason))
             return None
         self.log.append(entry)
@@ -335,8 +306,28 @@ def _required(pull_back: Callable[[Tensor], Tensor] | None) -> Callable[[Tensor]
 def unit_rms(tensor: Tensor) -> Tensor:
     """Each sample of (N, ...) scaled to root mean square 1; a sample that is 0 everywhere stays so."""
     largest = tensor.flatten(1).abs().amax(1)
-    tensor = tensor / _per_sample(largest.clamp_min(torch.finfo(tensor.dtype).tiny), tensor)  # squares must not vanish
-    return tensor / _per_sample(rms(tensor).clamp_min(1e-12), tensor)
+    tensor = tensor / per_sample(largest.clamp_min(torch.finfo(tensor.dtype).tiny), tensor)  # squares must not vanish
+    return tensor / per_sample(rms(tensor).clamp_min(1e-12), tensor)
+
+
+def moving_average(average: Tensor, new: Tensor, passed: float, half_life: float) -> Tensor:
+    """Exponential moving average: the old value keeps 0.5 ** (passed / half_life); `new` alone for half_life 0."""
+    if half_life == 0:
+        return new
+    keep = 0.5 ** (max(passed, 0.0) / half_life)
+    return keep * average + (1 - keep) * new
+
+
+def fade(scores: Tensor, target: float | None, width: float) -> Tensor:
+    """Strength (N,) in [0, 1] of the push: 1 up to `target - width`, linearly down to 0 at `target`; 1 without one."""
+    return torch.ones_like(scores) if target is None else ((target - scores) / width).clamp(0, 1)
+
+
+def within_trust_region(drift: Tensor, radius: float | None) -> Tensor:
+    """Samples (N, ...) whose root mean square is above `radius`, scaled down to it; None for no limit."""
+    if radius is None:
+        return drift
+    return drift * per_sample((radius / rms(drift).clamp_min(1e-12)).clamp(max=1.0), drift)
 
 
 def rms(tensor: Tensor) -> Tensor:
@@ -344,9 +335,16 @@ def rms(tensor: Tensor) -> Tensor:
     return tensor.flatten(1).square().mean(1).sqrt()
 
 
-def _per_sample(values: Tensor, like: Tensor) -> Tensor:
+def all_finite(tensor: Tensor) -> Tensor:
+    """Whether each sample of (N, ...) is finite everywhere; (N,)."""
+    return tensor.flatten(1).isfinite().all(1)
+
+
+def zero_unless(kept: Tensor, tensor: Tensor) -> Tensor:
+    """(N, ...) with 0 for the samples that are not `kept` (N,)."""
+    return torch.where(per_sample(kept, tensor), tensor, 0.0)
+
+
+def per_sample(values: Tensor, like: Tensor) -> Tensor:
+    """(N,) in a shape that broadcasts over (N, ...)."""
     return values.reshape(-1, *[1] * (like.ndim - 1))
-
-
-def _tuple(values: Tensor) -> tuple[float, ...]:
-    return tuple(values.tolist())

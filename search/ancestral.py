@@ -26,6 +26,7 @@ from torch import Tensor
 
 from ..guidance.diffusers.clipping import clipping_of
 from ..guidance.diffusers.guided_step import GuidedStep
+from ..guidance.diffusers.replace import replaced
 from ..guidance.diffusers.schedulers import Units, row_for
 from ..guidance.prediction import denoised_from_output
 from .sampler_state import draws_noise
@@ -50,15 +51,9 @@ def ancestral(pipe: Any, eta: float | None) -> Iterator["AncestralStep | None"]:
         yield None
         return
     _check_can_be_made_stochastic(scheduler, eta)
-    before = vars(scheduler).get("step")
-    step = scheduler.step = AncestralStep(scheduler, eta)
-    try:
+    step = AncestralStep(scheduler, eta)
+    with replaced(scheduler, "step", step):
         yield step
-    finally:
-        if before is None:
-            del scheduler.step
-        else:
-            scheduler.step = before
 
 
 def _check_draws_noise(scheduler: Any) -> None:

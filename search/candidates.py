@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..guidance.diffusers.decoders import observed
 from ..guidance.diffusers.guided import guided
+from ..guidance.diffusers.replace import observed
 from ..guidance.reward_guidance import RewardGuidance
 from ..rerank import rank
 

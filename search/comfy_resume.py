@@ -79,13 +79,13 @@ class Leg(KSAMPLER):
         patches = patches_of(model_wrap.model_patcher)
         for index, patch in enumerate(patches):
             if self._candidates[0].guidance:
-                patch.go_on(joined_run([each.guidance[index] for each in self._candidates]), noise.device)
+                patch.resume(joined_run([each.guidance[index] for each in self._candidates]), noise.device)
         model = _FromMemory(model_wrap, self._candidates, self._stop)
         try:
             return super().sample(model, sigmas, extra_args, callback, noise, *args, **kwargs)
         except _Left as left:
             self.left = True
-            parts = [split_run(patch.break_off(), len(self._candidates)) for patch in patches]
+            parts = [split_run(patch.leave(), len(self._candidates)) for patch in patches]
             for lane, candidate in enumerate(self._candidates):
                 candidate.guidance = [part[lane] for part in parts]
             return left.denoised

@@ -17,6 +17,7 @@ from torch import Tensor
 from ..guidance.diffusers.clipping import clipping_of
 from ..guidance.diffusers.denoiser import denoisers_of, silenced
 from ..guidance.diffusers.guided_step import GuidedStep
+from ..guidance.diffusers.replace import replaced
 from ..guidance.diffusers.schedulers import row_for
 from ..guidance.prediction import denoised_from_output
 from .halving import position_of
@@ -96,17 +97,10 @@ def check_reentry(pipe: Any) -> None:
 @contextmanager
 def _standing_in(pipe: Any, generators: Sequence[torch.Generator], state: SamplerState | None, share: float | None):
     check_reentry(pipe)
-    scheduler, before = pipe.scheduler, vars(pipe.scheduler).get("step")
     with ExitStack() as silence:
         step = _Step(pipe, generators, state, share, silence)
-        scheduler.step = step
-        try:
+        with replaced(pipe.scheduler, "step", step):
             yield step
-        finally:
-            if before is None:
-                del scheduler.step
-            else:
-                scheduler.step = before
 
 
 class _Left(Exception):
@@ -191,7 +185,7 @@ class _Step:
         for generator, own in zip(self._generators, state.generators, strict=True):
             generator.set_state(own)
         if state.guidance is not None:
-            self._guided().resume(state.guidance, sample.device)
+            self._guided().load_state_dict(state.guidance, sample.device)
         given["sample"] = state.latents.to(sample.device)
         given["model_output"] = state.model_output.to(sample.device)
 
@@ -219,6 +213,6 @@ class _Step:
             scheduler=stored_by(scheduler, len(sample)),
             generators=[generator.get_state() for generator in self._generators],
             prepared=self._prepared,
-            guidance=self._original.stored() if guided else None,
+            guidance=self._original.state_dict() if guided else None,
         )
         return state, denoised if clipping is None else clipping.apply(denoised)

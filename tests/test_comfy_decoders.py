@@ -154,14 +154,14 @@ def test_every_frame_is_pushed(tiny, decoders, model, vae_approx):
 
     from iqguide.guidance import RewardGuidance
     from iqguide.guidance.comfy import patch_model, patches_of
-    from iqguide.guidance.prediction_only import GuidedEvaluations
+    from iqguide.guidance.prediction_only import PredictionOnlyGuidance
 
     video = model.clone()
     video.add_object_patch("latent_format", comfy.latent_formats.Wan21())
     guidance = RewardGuidance(lambda images: images.mean((1, 2, 3)), noise=0.0, clip=1e3, max_drift=None)
     (patch,) = patches_of(patch_model(video, guidance, vae=wan_vae(tiny)))
     patch._sampling = model.get_model_object("model_sampling")
-    patch._run = GuidedEvaluations(patch.guidance.start(), [2.0, 1.0, 0.0])
+    patch._run = PredictionOnlyGuidance(patch.guidance.start(), [2.0, 1.0, 0.0])
     denoised = torch.randn(2, 16, 3, 4, 4)
     with torch.inference_mode():
         changed = patch.guide({"denoised": denoised, "sigma": torch.full((2,), 2.0), "model_options": {}})

@@ -8,7 +8,7 @@ import torch
 
 from iqguide.guidance import RewardGuidance
 from iqguide.guidance.evaluation import Evaluation, joined_logs, split_log
-from iqguide.guidance.prediction_only import GuidedEvaluations, joined_run, split_run
+from iqguide.guidance.prediction_only import PredictionOnlyGuidance, joined_run, split_run
 
 TOTAL = math.log(1.5 / (0.05 / 0.95))  # length of the default window, 0.6 to 0.05, in log(sigma / alpha)
 
@@ -19,7 +19,7 @@ def mean(images):
 
 def guided(ratios, **settings):
     settings = {"decoder": lambda latents: latents, "noise": 0.0, "max_drift": None, "scale": 0.1} | settings
-    return GuidedEvaluations(RewardGuidance(**{"reward": mean, "every": 1} | settings).start(), ratios)
+    return PredictionOnlyGuidance(RewardGuidance(**{"reward": mean, "every": 1} | settings).start(), ratios)
 
 
 def schedule(count):
@@ -146,8 +146,8 @@ def test_a_run_goes_on_elsewhere_with_some_of_its_samples(frames):
         first, second = guided(ratios, **settings), guided(ratios, **settings)
         for x, level in zip(predictions[:stop], levels, strict=False):
             first(x, level)
-        parts = split_run(first.stored(), 3)
-        second.put_back(joined_run([parts[2], parts[0]]), torch.device("cpu"))
+        parts = split_run(first.state_dict(), 3)
+        second.load_state_dict(joined_run([parts[2], parts[0]]), torch.device("cpu"))
         for x, level, result in zip(predictions[stop:], levels[stop:], expected[stop:], strict=True):
             assert torch.equal(second(x[lanes], level), result[lanes])
         for entry, other in zip(second.run.log, whole.run.log, strict=True):

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from iqguide.guidance import reward_gradient
-from iqguide.guidance.augmentation import View, draw_views
+from iqguide.guidance.augmentation import Augmentation, draw_augmentations
 from iqguide.guidance.freeze import modules_of
 
 
@@ -75,9 +75,11 @@ def test_chunks_change_the_memory_and_nothing_else(chunk):
     sizes = []
     reward, decoder = Score(), network(4, 8, 3)
     latent = torch.randn(3, 4, 14, 14)
-    views = draw_views(latent, samples=2, noise=0.1, crop=12, shift=1, generator=torch.Generator().manual_seed(0))
-    whole = reward_gradient(reward, decoder, latent, views=views)
-    parts = reward_gradient(reward, lambda z: sizes.append(len(z)) or decoder(z), latent, views=views, chunk=chunk)
+    views = draw_augmentations(latent, torch.Generator().manual_seed(0), samples=2, noise=0.1, crop=12, shift=1)
+    whole = reward_gradient(reward, decoder, latent, augmentations=views)
+    parts = reward_gradient(
+        reward, lambda z: sizes.append(len(z)) or decoder(z), latent, augmentations=views, chunk=chunk
+    )
     torch.testing.assert_close(parts, whole)
     assert max(sizes) == min(chunk, 3)
 
@@ -189,14 +191,14 @@ def test_networks_are_found_wherever_a_callable_keeps_them():
 
 def views(latent, **settings):
     defaults = {"samples": 1, "noise": 0.0, "crop": None, "shift": 0}
-    return draw_views(latent, **defaults | settings, generator=torch.Generator().manual_seed(0))
+    return draw_augmentations(latent, torch.Generator().manual_seed(0), **defaults | settings)
 
 
 def test_the_gradient_is_the_mean_over_views():
     reward, decoder, latent = Score(), network(4, 8, 3), torch.randn(2, 4, 12, 12)
     drawn = views(latent, samples=3, noise=0.3, shift=1)
-    scores, gradient = reward_gradient(reward, decoder, latent, views=drawn)
-    each = [reward_gradient(reward, decoder, latent, views=[view]) for view in drawn]
+    scores, gradient = reward_gradient(reward, decoder, latent, augmentations=drawn)
+    each = [reward_gradient(reward, decoder, latent, augmentations=[view]) for view in drawn]
     torch.testing.assert_close(gradient, torch.stack([g for _, g in each]).mean(0))
     torch.testing.assert_close(scores, torch.stack([s for s, _ in each]).mean(0))
     assert not torch.allclose(each[0][1], each[1][1])
@@ -212,7 +214,7 @@ def test_a_cropped_view_has_a_gradient_in_its_square_only():
     latent = torch.zeros(1, 3, 8, 10)
     (view,) = views(latent, crop=4)
     top, left, size = view.window
-    gradient = reward_gradient(mean, picture, latent, views=[view])[1]
+    gradient = reward_gradient(mean, picture, latent, augmentations=[view])[1]
     expected = torch.zeros_like(latent)
     expected[..., top : top + size, left : left + size] = 0.25 / (3 * size * size)
     torch.testing.assert_close(gradient, expected)
@@ -227,7 +229,7 @@ def test_a_crop_as_large_as_the_latent_is_the_whole_latent():
 
 def test_a_shifted_view_shows_the_picture_from_another_pixel_on():
     images = torch.arange(36.0).reshape(1, 1, 6, 6)
-    assert View(shift=(1, 2, 2)).of_images(images).equal(images[..., 1:5, 2:6])
+    assert Augmentation(shift=(1, 2, 2)).of_images(images).equal(images[..., 1:5, 2:6])
     assert {v.shift for v in views(torch.zeros(1, 3, 8, 8), shift=1, samples=50)} == {
         (top, left, 1) for top in (0, 1) for left in (0, 1)
     }

@@ -185,7 +185,7 @@ def test_a_sample_recovers_after_a_gradient_that_was_not_finite():
     run = guidance(lambda images: mean(images) * next(factors)).start()
     bad, good = pushes(run, torch.zeros(1, 3, 4, 4), [Stage(2.0, 2.0, 1.0), Stage(1.0, 1.0, 0.5)])
     assert bad is None
-    assert run.log[0].skipped == "the gradient is not finite"
+    assert "not finite" in run.log[0].skipped
     torch.testing.assert_close(good, torch.full((1, 3, 4, 4), 0.1 * math.log(2)))
 
 
@@ -259,12 +259,12 @@ def test_latents_that_change_size_start_afresh():
         ({"noise_window": ("0.6", "0.05")}, r"noise_window is \('0.6', '0.05'\); expected \(start, stop\)"),
         ({"target": float("nan")}, "target is nan; expected a number, or None"),
         ({"scale": float("nan")}, "scale is nan; expected a finite number"),
-        ({"every": 0}, "every is 0; expected 1 or more"),
+        ({"every": 0}, "every is 0; expected a whole number of 1 or more"),
         ({"samples": 0}, "samples is 0"),
-        ({"crop": 0}, "crop is 0; expected 1 or more"),
+        ({"crop": 0}, "crop is 0; expected a whole number of 1 or more"),
         ({"clip": 0.0}, "clip is 0.0; expected a number above 0"),
         ({"max_drift": -0.5}, "max_drift is -0.5; expected a number above 0"),  # it would turn the push around
-        ({"ema": -1.0}, "ema is -1.0; expected 0 or more"),
+        ({"ema": -1.0}, "ema is -1.0; expected a number of 0 or more"),
     ],
 )
 def test_settings_that_make_no_sense_are_refused(settings, message):

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from ..evaluation import Evaluation
 from ..noise_level import noise_level_of
-from ..prediction_only import GuidedEvaluations
+from ..prediction_only import PredictionOnlyGuidance
 from ..reward_guidance import RewardGuidance
 from .decoders import TINY_BYTES, find_decoder
 
@@ -104,10 +104,10 @@ class Patch:
         self.guidance = guidance
         self.percent = percent
         self.log: list[Evaluation] = []
-        self._run: GuidedEvaluations | None = None
+        self._run: PredictionOnlyGuidance | None = None
         self._sampling: Any = None
         self._own_functions: list[Any] = []
-        self._broken_off = False
+        self._left = False
 
     def around_sampling(self, executor: Any, *args: Any, **kwargs: Any) -> Any:
         """OUTER_SAMPLE wrapper: begin a run, and say so if guidance never did anything."""
@@ -121,25 +121,25 @@ class Patch:
         self._own_functions = list(guider.model_options.get("sampler_post_cfg_function", []))
         guidance = self._with_window()
         run = guidance.start()
-        self._run = GuidedEvaluations(run, [ratio_at(self._sampling, sigma) for sigma in sigmas.tolist()])
+        self._run = PredictionOnlyGuidance(run, [ratio_at(self._sampling, sigma) for sigma in sigmas.tolist()])
         self.log = run.log
-        self._broken_off = False
+        self._left = False
         try:
             result = executor(*args, **kwargs)
         finally:
             self._run = None
-        if not self._broken_off:
+        if not self._left:
             self._warn_if_idle()
         return result
 
-    def break_off(self) -> dict[str, Any]:
-        """While sampling, which is left here: what the run has stored, for `go_on` in another sampling."""
-        self._broken_off = True
-        return self._run.stored()
+    def leave(self) -> dict[str, Any]:
+        """While sampling, which is left here: the state of the run, for `resume` in another sampling."""
+        self._left = True
+        return self._run.state_dict()
 
-    def go_on(self, stored: dict[str, Any], device: torch.device) -> None:
-        """While sampling, which has just begun: go on with what a run that was broken off has stored."""
-        self._run.put_back(stored, device)
+    def resume(self, state: dict[str, Any], device: torch.device) -> None:
+        """While sampling, which has just begun: go on with the state of a run that was left."""
+        self._run.load_state_dict(state, device)
 
     def around_loading(self, executor: Any, model: ModelPatcher, noise_shape: Any, *args: Any, **kwargs: Any) -> Any:
         """PREPARE_SAMPLING wrapper: make room for the backward pass before the models are loaded."""

@@ -5,12 +5,10 @@ Pipelines and autoencoders are taken by what they have (`vae`, `vae_scale_factor
 """
 
 import copy
-import functools
-import inspect
 import logging
 import warnings
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -19,6 +17,7 @@ from torch import Tensor, nn
 
 from ..gradient import clamp_towards_range
 from .latents import Family, Grid, as_given, family_of
+from .replace import observed
 
 logger = logging.getLogger(__name__)
 
@@ -96,27 +95,6 @@ class VaeDecoder:
 
     def _note_size(self, height: int, width: int) -> None:
         self._grid = (int(height) // self._factor, int(width) // self._factor)
-
-
-@contextmanager
-def observed(pipe: Any, method: str, note: Callable[[Mapping[str, Any], Any], None]) -> Iterator[None]:
-    """While open, `note(arguments by name, result)` sees every call of one method of this one object."""
-    before = vars(pipe).get(method)
-    original = getattr(pipe, method)
-
-    @functools.wraps(original)
-    def observing(*args: Any, **kwargs: Any) -> Any:
-        result = original(*args, **kwargs)
-        note(inspect.signature(original).bind(*args, **kwargs).arguments, result)
-        return result
-
-    setattr(pipe, method, observing)
-    try:
-        yield
-    finally:
-        delattr(pipe, method)
-        if before is not None:
-            setattr(pipe, method, before)
 
 
 def find_decoder(

@@ -2,10 +2,12 @@
 
 import functools
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from torch import Tensor, nn
+
+from .replace import replaced
 
 _NAMES = ("unet", "transformer", "transformer_2")
 
@@ -41,18 +43,10 @@ def silenced(pipe: Any, like: Tensor) -> Iterator[None]:
         pipe: a diffusers pipeline.
         like: (N, ...) an answer, for shape and dtype.
     """
-    modules = denoisers_of(pipe)
-    before = [vars(module).get("forward") for module in modules]
-    for module in modules:
-        module.forward = _Silence(module.forward, like)
-    try:
+    with ExitStack() as stack:
+        for module in denoisers_of(pipe):
+            stack.enter_context(replaced(module, "forward", _Silence(module.forward, like)))
         yield
-    finally:
-        for module, forward in zip(modules, before, strict=True):
-            if forward is None:
-                del module.forward
-            else:
-                module.forward = forward
 
 
 @contextmanager

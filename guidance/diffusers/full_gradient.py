@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from ..freeze import frozen
-from .decoders import observed
 from .denoiser import checkpointed
+from .replace import observed
 from .schedulers import row_for
 
 

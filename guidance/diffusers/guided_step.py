@@ -1,4 +1,4 @@
-"""A stand-in for `step` of one scheduler object that guides the model output on its way in. Knows no host."""
+"""A stand-in for `step` of one scheduler object that guides the model output on its way in."""
 
 import functools
 import inspect
@@ -16,7 +16,9 @@ from ..prediction import denoised_from_output, output_change, output_shift
 from ..reward_guidance import GuidanceRun, RewardGuidance
 from .clipping import clipping_of
 from .decoders import find_decoder
+from .denoiser import denoisers_of
 from .full_gradient import FullGradient
+from .replace import replaced
 from .schedulers import row_for
 
 _HISTORY = ("model_outputs", "derivatives", "ets", "last_sample", "cur_sample", "prev_derivative", "sample")
@@ -73,22 +75,34 @@ class GuidedStep:
 
     def install(self) -> None:
         """Take the place of the scheduler's `step`."""
-        before = vars(self.scheduler).get("step")
         self._original = self.scheduler.step
         self._signature = inspect.signature(self._original)
-        functools.update_wrapper(self, self._original)  # pipelines ask the signature for eta and generator
-        self._undo.callback(self._put_back, before)
+        functools.update_wrapper(self, self._original, updated=())  # pipelines ask the signature for eta and generator
+        self._undo.enter_context(replaced(self.scheduler, "step", self))
         if hasattr(self._decoder, "watch"):
             self._undo.enter_context(self._decoder.watch(self._pipe))
         if self._full is not None:
             self._undo.enter_context(self._full.installed())
-        self.scheduler.step = self
+        if self._single_run:
+            for module in denoisers_of(self._pipe):
+                hook = module.register_forward_hook(self._remove_after_failure, always_call=True)
+                self._undo.callback(hook.remove)
         self.active = True
 
-    def remove(self) -> None:
-        """Put the scheduler back as it was; harmless when done already."""
+    def uninstall(self) -> None:
+        """Put the scheduler back as it was, in the middle of a run; harmless when done already."""
         self.active = False
         self._undo.close()
+
+    def remove(self) -> None:
+        """Put the scheduler back at the end of a run: the log stays, the tensors of the runs go."""
+        self.uninstall()
+        for run in self.runs:
+            run.state.forget()
+
+    def _remove_after_failure(self, module: nn.Module, args: Any, output: Any) -> None:
+        if output is None:  # what hooks are given after an exception
+            self.remove()
 
     @contextmanager
     def paused(self) -> Iterator[None]:
@@ -98,14 +112,6 @@ class GuidedStep:
             yield
         finally:
             self.active = True
-
-    def _put_back(self, before: Any) -> None:
-        if vars(self.scheduler).get("step") is not self:
-            return  # somebody has wrapped it again: from now on this one only passes calls on
-        if before is None:
-            del self.scheduler.step
-        else:
-            self.scheduler.step = before
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Any:
         """A copy of the scheduler gets its own ordinary `step`: this one would advance the original instead."""
@@ -134,19 +140,24 @@ class GuidedStep:
         if begins and self.runs and self._single_run:
             self.remove()
         elif begins or not self.runs:
+            for finished in self.runs:
+                finished.state.forget()
             self.runs.append(self.guidance.start(self._decoder))
-            resumed, self._resumed = self._resumed, None
-            self._float32 = resumed is not None and resumed["float32"]
-            if resumed is not None:
-                self.runs[-1].put_back(resumed["run"], resumed["device"])
+            state, self._resumed = self._resumed, None
+            self._float32 = state is not None and state["float32"]
+            if state is not None:
+                self.runs[-1].state.load_state_dict(state["run"], state["device"])
 
-    def stored(self) -> dict[str, Any]:
-        """What the run has stored so far, of its samples."""
-        return {"run": self.runs[-1].stored(), "float32": self._float32}
+    def state_dict(self) -> dict[str, Any]:
+        """What the run carries from step to step, of its samples; of the guidance around this one, too."""
+        outer = self._original.state_dict() if isinstance(self._original, GuidedStep) else None
+        return {"run": self.runs[-1].state.state_dict(), "float32": self._float32, "outer": outer}
 
-    def resume(self, stored: dict[str, Any], device: torch.device) -> None:
-        """Let the run that begins next go on with what another has `stored`."""
-        self._resumed = stored | {"device": device}
+    def load_state_dict(self, state: dict[str, Any], device: torch.device) -> None:
+        """Let the run that begins next go on with the `state_dict` of another."""
+        self._resumed = state | {"device": device}
+        if isinstance(self._original, GuidedStep):
+            self._original.load_state_dict(state["outer"], device)
 
     def _guided(self, *args: Any, **kwargs: Any) -> Any:
         bound = self._signature.bind(*args, **kwargs)

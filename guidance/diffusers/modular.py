@@ -76,9 +76,12 @@ class _OneCall(GuidedStep):
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         try:
             result = super().__call__(*args, **kwargs)
-        finally:
+        except BaseException:
             self.remove()
+            raise
+        self.uninstall()
         if self.last:
+            self.remove()
             self.warn_if_idle()
         return result
 
