@@ -216,3 +216,22 @@ def test_packed_latents_that_it_cannot_see_being_made_need_a_size(size):
         assert any(entry.skipped is None for entry in callback.log)
     assert "step" not in vars(flux.scheduler)
     assert json.loads(callback.to_json_string()).keys().isdisjoint({"height", "width"})
+
+
+@pytest.mark.parametrize("fails_at", [0, 2])
+def test_a_denoiser_that_fails_disarms_it_at_once(pipe, fails_at):
+    expected = draw(pipe)
+    callback = RewardGuidanceCallback(guidance(), pipe)
+    calls = iter(range(10))
+
+    def fail(module, args):
+        if next(calls) == fails_at:
+            raise RuntimeError("out of memory")
+
+    hook = pipe.unet.register_forward_pre_hook(fail)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        draw(pipe, callback)
+    hook.remove()
+    assert not wrapped(pipe)
+    assert not pipe.unet._forward_hooks
+    assert draw(pipe).equal(expected)

@@ -392,3 +392,34 @@ def test_steps_off_the_schedule_are_refused():
         guided(SimpleNamespace(scheduler=scheduler), toy_guidance()),
     ):
         scheduler.step(zero, scheduler.timesteps[0], zero, r_timestep=scheduler.timesteps[5])
+
+
+def test_guidance_inside_guidance_composes(pipe):
+    """Two pushes of half the strength are one of the whole, when the gradient is the same everywhere."""
+    settings = {"max_drift": None, "ema": 0.0, "clip": 100.0, "noise": 0.0, "noise_window": (0.9, 0.1)}
+    settings |= {"reward": lambda images: images.sum((1, 2, 3)), "decoder": lambda z: z[:, :3]}
+    with guided(pipe, guidance(scale=0.2, **settings)):
+        expected = draw(pipe)
+    with guided(pipe, guidance(scale=0.1, **settings)) as outer:
+        step = pipe.scheduler.step
+        with guided(pipe, guidance(scale=0.1, **settings)) as inner:
+            both = draw(pipe)
+        assert pipe.scheduler.step is step
+        once = draw(pipe)
+    assert "step" not in vars(pipe.scheduler)
+    torch.testing.assert_close(both, expected, rtol=0, atol=1e-5)
+    changes = [[entry.change[0] for entry in run.runs[0].log if entry.change] for run in (inner, outer)]
+    assert changes[0] == pytest.approx(changes[1])
+    assert len(inner.runs) == 1
+    assert len(outer.runs) == 2
+    assert not torch.allclose(once, both)
+
+
+def test_a_finished_run_keeps_its_log_alone(pipe):
+    with guided(pipe, guidance()) as run:
+        draw(pipe)
+        draw(pipe)
+        assert run.runs[0].state.drift is None
+        assert run.runs[0].log
+    assert [each.state.average for each in run.runs] == [None, None]
+    assert [len(each.log) for each in run.runs] == [4, 4]

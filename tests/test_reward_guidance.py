@@ -257,7 +257,7 @@ def test_latents_that_change_size_start_afresh():
         ({"noise_window": (0.6, 0.3, 0.05)}, r"noise_window is \(0.6, 0.3, 0.05\); expected \(start, stop\)"),
         ({"noise_window": 0.6}, r"noise_window is 0.6; expected \(start, stop\)"),
         ({"noise_window": ("0.6", "0.05")}, r"noise_window is \('0.6', '0.05'\); expected \(start, stop\)"),
-        ({"target": float("nan")}, "target is nan; expected a number, or None"),
+        ({"target": float("nan")}, "target is nan; expected a finite number, or None"),
         ({"scale": float("nan")}, "scale is nan; expected a finite number"),
         ({"every": 0}, "every is 0; expected a whole number of 1 or more"),
         ({"samples": 0}, "samples is 0"),
@@ -270,6 +270,37 @@ def test_latents_that_change_size_start_afresh():
 def test_settings_that_make_no_sense_are_refused(settings, message):
     with pytest.raises(ValueError, match=message):
         RewardGuidance(mean, **settings)
+
+
+STRANGE = [None, "x", "1", b"1", True, [], (), {}, {1}, object(), 1j, math.nan, math.inf, -math.inf, 1e308, -1, 0, 0.5]
+STRANGE += [2**70, torch.ones(1), torch.ones(2), lambda: 1, int, (0.6,), (0.6, "x"), ("a", "b"), (0.6, None), (2, 1)]
+FIELDS = [field.name for field in dataclasses.fields(RewardGuidance) if field.name != "reward"]
+
+
+@pytest.mark.parametrize("name", FIELDS)
+def test_any_value_is_taken_or_refused_in_one_sentence(name):
+    """What is taken leaves a finite push, or a sentence that names the setting."""
+    for value in STRANGE:
+        message = None
+        try:
+            settings = guidance(**{name: value})
+        except (TypeError, ValueError) as error:
+            message = str(error)
+        if message is not None:
+            assert message.startswith(f"{name} is "), message
+        elif name != "decoder" and settings.scale != 0:
+            push = settings.start().push(torch.zeros(1, 3, 4, 4), Stage(1.0, 1.0, 0.5), lambda gradient: gradient)
+            assert push is None or push.isfinite().all(), (name, value)
+
+
+@pytest.mark.parametrize("target", [None, 1.0])
+def test_a_score_that_is_nan_is_skipped_and_logged(target):
+    reward = lambda images: mean(images) + torch.tensor([0.0, math.nan])
+    run = guidance(reward, target=target).start()
+    push = run.push(torch.zeros(2, 3, 4, 4), Stage(1.0, 1.0, 0.5))
+    assert push[0].abs().min() > 0
+    assert push[1].eq(0).all()
+    assert run.log[0].bad_samples == (1,)
 
 
 @pytest.mark.parametrize("reward", ["tiny", None])
