@@ -42,7 +42,7 @@ from tables import README, machine, table, write_between
 from torch import Tensor
 
 from iqguide import RewardGuidance, create_model
-from iqguide.cli.sample import load_pipeline
+from iqguide.cli.pipelines import load_pipeline
 from iqguide.guidance.diffusers.decoders import find_decoder
 from iqguide.guidance.gradient import clamp_towards_range, reward_gradient
 from iqguide.guidance.noise_level import Stage, ratio_of

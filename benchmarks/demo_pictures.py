@@ -17,7 +17,7 @@ from PIL import Image
 from torch import nn
 from tqdm import tqdm
 
-from iqguide.cli.sample import DEMO_CALL
+from iqguide.cli.pipelines import DEMO_CALL
 from iqguide.guidance import RewardGuidance
 
 PROMPTS = ("", "dark", "bright", "grey", "colourful", "smooth", "busy", "cool", "warm")

@@ -29,7 +29,7 @@ from tables import README, machine, write_between
 from torch import Tensor
 
 from iqguide import RewardGuidance, create_model, rank
-from iqguide.cli.sample import load_pipeline
+from iqguide.cli.pipelines import load_pipeline
 
 RESULTS = Path(__file__).parent / "results"
 Measured = dict[str, Tensor]  # judge or measure -> (N,)

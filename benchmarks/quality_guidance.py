@@ -20,7 +20,7 @@ from quality_protocol import Pictures, Record, collect, digest, figures
 from quality_qualiclip import margins
 
 from iqguide import RewardGuidance, create_model
-from iqguide.cli.sample import load_pipeline
+from iqguide.cli.pipelines import load_pipeline
 from iqguide.models.catalog import get_spec
 from iqguide.models.weights import find_weights
 from iqguide.training import batches, finetune, objectives

@@ -33,7 +33,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from iqguide import RewardGuidance, best_of_n, create_model, fk_steering, optimize_noise, rank, zero_order_search
-from iqguide.cli.sample import DEMO_CALL, load_pipeline
+from iqguide.cli.pipelines import DEMO_CALL, load_pipeline
 from iqguide.images import save_image, to_pil, to_tensor
 from iqguide.rerank import Ranking
 

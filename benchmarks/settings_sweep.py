@@ -28,7 +28,7 @@ from panels import Line, Panel, grid
 from tables import README, machine, table, write_between
 
 from iqguide import RewardGuidance, create_model
-from iqguide.cli.sample import load_pipeline
+from iqguide.cli.pipelines import load_pipeline
 from iqguide.images import save_image
 
 RESULTS = Path(__file__).parent / "results"

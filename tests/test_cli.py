@@ -16,7 +16,9 @@ from PIL import Image
 
 from iqguide import cli, create_model, load_images
 from iqguide.cli import arguments as cli_values
-from iqguide.cli import sample as cli_sample
+from iqguide.cli import demo as cli_demo
+from iqguide.cli import draw as cli_draw
+from iqguide.cli import pipelines
 from iqguide.cli import score as cli_score
 from iqguide.images import resize_short_side, save_image, to_tensor
 from iqguide.search.halving import HALVING
@@ -122,12 +124,12 @@ def test_help_names_the_defaults(capsys):
     with pytest.raises(SystemExit):
         cli.main(["sample", "--help"])
     shown = " ".join(capsys.readouterr().out.split())
-    assert f"default: {cli_sample.DEMO_CALL['num_inference_steps']} for demo" in shown
-    assert f"default: {cli_sample.DEMO_CALL['guidance_scale']:g} for demo" in shown
+    assert f"default: {pipelines.DEMO_CALL['num_inference_steps']} for demo" in shown
+    assert f"default: {pipelines.DEMO_CALL['guidance_scale']:g} for demo" in shown
     assert f"alone: {','.join(map(str, HALVING))}" in shown
     with pytest.raises(SystemExit):
         cli.main(["demo", "--help"])
-    assert f"default: {cli_sample.DEMO_CALL['num_inference_steps']})" in " ".join(capsys.readouterr().out.split())
+    assert f"default: {pipelines.DEMO_CALL['num_inference_steps']})" in " ".join(capsys.readouterr().out.split())
 
 
 def test_seeds():
@@ -396,7 +398,7 @@ def test_samples_are_what_the_pipeline_makes(sample, pipeline, model):
     assert [(r["seed"], r["candidate_seed"]) for r in records] == [(0, 0), (5, 5)]
     assert all(r["time_s"] > 0 for r in records)
     assert all(r["nfe"] == 2 * STEPS for r in records)  # classifier-free guidance: two rows a step
-    pipe = cli_sample.load_pipeline(str(pipeline), torch.device("cpu"))
+    pipe = pipelines.load_pipeline(str(pipeline), torch.device("cpu"))
     for r in records:
         generator = torch.Generator().manual_seed(r["seed"])
         direct = pipe("a cat", num_inference_steps=STEPS, height=32, width=32, generator=generator).images[0]
@@ -468,7 +470,7 @@ def test_samples_say_how_they_were_made_and_a_second_run_replaces_them(run, pipe
 
 
 def test_nothing_is_lost_when_a_run_is_interrupted(run, pipeline, tmp_path, monkeypatch):
-    best_of_n = cli_sample.best_of_n
+    best_of_n = cli_draw.best_of_n
     left = [None, None]
 
     def interrupted(*arguments, **options):
@@ -477,7 +479,7 @@ def test_nothing_is_lost_when_a_run_is_interrupted(run, pipeline, tmp_path, monk
         left.pop()
         return best_of_n(*arguments, **options)
 
-    monkeypatch.setattr(cli_sample, "best_of_n", interrupted)
+    monkeypatch.setattr(cli_draw, "best_of_n", interrupted)
     options = ["--pipeline", pipeline, "--size", 32, "--steps", 1, "--seeds", "0:9", "--out", tmp_path, *RANDOM]
     assert run("sample", "a cat", *options)[0] == 130
     assert [r["seed"] for r in json.loads((tmp_path / "samples.json").read_text())] == [0, 1]
@@ -493,21 +495,21 @@ def test_a_pipeline_that_is_not_there_is_one_sentence(run, tmp_path):
 
 
 def test_an_option_that_the_pipeline_lacks_is_named(pipeline):
-    pipe = cli_sample.load_pipeline(str(pipeline), torch.device("cpu"))
+    pipe = pipelines.load_pipeline(str(pipeline), torch.device("cpu"))
     with pytest.raises(ValueError, match=r"StableDiffusionPipeline has no true_cfg; leave out --true-cfg\."):
-        cli_sample._check_call(pipe, {"true_cfg": 3.0})
+        pipelines.check_call(pipe, {"true_cfg": 3.0})
 
 
 def test_the_pipeline_is_left_without_hooks(pipeline, model):
-    pipe = cli_sample.load_pipeline(str(pipeline), torch.device("cpu"))
+    pipe = pipelines.load_pipeline(str(pipeline), torch.device("cpu"))
     settings = {"prompt": "a", "num_inference_steps": 1, "height": 32, "width": 32}
-    (sample,) = cli_sample.draw(pipe, model, [3], **settings)
+    (sample,) = cli_draw.draw(pipe, model, [3], **settings)
     assert sample.nfe == 2
     assert not pipe.unet._forward_pre_hooks
 
 
 def test_demo_prints_a_table_and_writes_a_picture(run, pipeline, tmp_path, monkeypatch):
-    monkeypatch.setattr(cli_sample, "DEMO", pipeline)
+    monkeypatch.setattr(pipelines, "DEMO", pipeline)
     status, out, _ = run("demo", "--out", tmp_path, "--seeds", 2, "--best-of", 2, "--steps", 2, *RANDOM)
     lines = out.splitlines()
     assert status == 0
@@ -537,10 +539,10 @@ def test_the_table_shows_every_picture_in_its_place():
 
     def samples(n):
         pixels = [Image.fromarray(rng.integers(0, 256, (64, 64, 3)).astype(np.uint8)) for _ in range(n)]
-        return [cli_sample.Sample(p, i, i, 0.5, 1.0, 2) for i, p in enumerate(pixels)]
+        return [cli_draw.Sample(p, i, i, 0.5, 1.0, 2) for i, p in enumerate(pixels)]
 
     results = {"unguided": samples(3), "guided": samples(3)}
-    table = np.asarray(cli_sample.picture_table(results, side=64))
+    table = np.asarray(cli_demo.picture_table(results, side=64))
     places = []
     for method in results.values():
         for sample in method:

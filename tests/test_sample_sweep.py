@@ -13,6 +13,7 @@ from tiny_pipelines import prompted_pipeline, tiny_tae
 from two_processes import in_two
 
 from iqguide import cli, create_model
+from iqguide.cli import draw as cli_draw
 from iqguide.cli import sample as cli_sample
 from iqguide.cli.sweep import share_of, verdict
 from iqguide.images import to_tensor
@@ -122,7 +123,7 @@ def test_halving_takes_shares_and_a_decoder(sample, tmp_path):
 
 def test_a_killed_run_is_resumed(sample, tmp_path, monkeypatch):
     drawn = []
-    best_of_n = cli_sample.best_of_n
+    best_of_n = cli_draw.best_of_n
 
     def noted(*arguments, seeds, **options):
         drawn.extend(seeds)
@@ -130,7 +131,7 @@ def test_a_killed_run_is_resumed(sample, tmp_path, monkeypatch):
             raise KeyboardInterrupt
         return best_of_n(*arguments, seeds=seeds, **options)
 
-    monkeypatch.setattr(cli_sample, "best_of_n", noted)
+    monkeypatch.setattr(cli_draw, "best_of_n", noted)
     assert sample("--seeds", "0:4")[0] == 130
     (tmp_path / "out" / "samples.json").unlink()  # what was drawn is told by the pictures themselves
     before = (tmp_path / "out" / "1.png").stat().st_mtime_ns
