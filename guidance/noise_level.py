@@ -9,6 +9,8 @@ Two measures of how noisy a latent x = alpha * x0 + sigma * noise is are used he
 import math
 from dataclasses import dataclass
 
+_ROUNDING = 1e-6  # of log(sigma / alpha)
+
 
 def noise_level_of(ratio: float) -> float:
     """Noise level in [0, 1] of a noise-to-signal ratio sigma / alpha in [0, inf]."""
@@ -32,12 +34,14 @@ def window_share(ratio: float, next_ratio: float, window: tuple[float, float]) -
         window: (start, stop) noise levels, 1 > start > stop > 0.
 
     Returns:
-        log(A / B) for the part [B, A] of [next_ratio, ratio] that lies inside the window; 0 if none does.
+        log(A / B) for the part [B, A] of [next_ratio, ratio] that lies inside the window; 0 if none does, or no more
+        than rounding: schedulers keep their levels in float32, with errors of a few times 2**-24 = 6e-8.
     """
     start, stop = window
     high = min(ratio, ratio_of(start))
     low = max(next_ratio, ratio_of(stop))
-    return math.log(high / low) if high > low else 0.0
+    share = math.log(high / low) if high > low else 0.0
+    return share if share > _ROUNDING else 0.0
 
 
 @dataclass(frozen=True)

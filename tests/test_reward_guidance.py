@@ -57,6 +57,8 @@ def test_a_share_is_the_part_inside():
     assert window_share(1.0, 0.5, WINDOW) == pytest.approx(math.log(2))
     assert window_share(0.3, 0.0, WINDOW) == pytest.approx(math.log(0.3 / (0.15 / 0.85)))
     assert window_share(20.0, 3.0, WINDOW) == window_share(0.17, 0.0, WINDOW) == 0
+    assert window_share(1.0, 1.0 - 2**-22, WINDOW) == 0  # four roundings of float32
+    assert window_share(1.0, 1.0 - 2**-15, WINDOW) == pytest.approx(2**-15, rel=1e-3)
 
 
 @pytest.mark.parametrize("count", [3, 10, 40])

@@ -93,12 +93,20 @@ def _midpoint(scheduler: Any, timestep: Any) -> Units:
 
 
 def _middle(scheduler: Any, start: float, end: float) -> float:
-    first, index = scheduler.state_in_first_order, scheduler.step_index
     if not hasattr(scheduler, "sigmas_interpol"):
         return math.sqrt(start * end)  # DPMSolverSDE
-    if hasattr(scheduler, "sigmas_down"):  # KDPM2Ancestral
-        return float(scheduler.sigmas_interpol[index if first else index - 1])
-    return float(scheduler.sigmas_interpol[index + 1 if first else index])
+    return float(scheduler.sigmas_interpol[scheduler.step_index + int(scheduler.state_in_first_order)])
+
+
+def _ancestral_midpoint(scheduler: Any, timestep: Any) -> Units:
+    """The middle of the way down to sigma_down = end^2 / start is sqrt(start * sigma_down) = end, where noise is added.
+
+    So the first evaluation stands for the whole step and the second, at its end but for rounding, for nothing.
+    """
+    first, start, end = _step_ends(scheduler)
+    if first or end == 0:
+        return _exploding(scheduler, Stage(start, start, end))
+    return _exploding(scheduler, Stage(float(scheduler.sigmas_interpol[scheduler.step_index - 1]), end, end))
 
 
 def _sigmas(scheduler: Any, index: int) -> tuple[float, float]:
@@ -120,9 +128,10 @@ def _move_start(scheduler: Any, timestep: Any, units: Units, shift: Tensor) -> N
 # Variance preserving by timestep: sample = sqrt(abar_t) * x0 + sqrt(1 - abar_t) * noise.
 
 
-def _preserving(scheduler: Any, timestep: int, next_alpha_cumprod: Any) -> Units:
-    here = float(scheduler.alphas_cumprod[timestep])
-    ratio, end = _ratio(here), _ratio(float(next_alpha_cumprod))
+def _preserving(scheduler: Any, timestep: Any, following: int | None, final_alpha_cumprod: Any) -> Units:
+    here = float(scheduler.alphas_cumprod[int(timestep)])
+    ratio = _ratio(here)
+    end = _ratio(float(final_alpha_cumprod if following is None else scheduler.alphas_cumprod[following]))
     return Units(math.sqrt(here), math.sqrt(1 - here), Stage(ratio, ratio, end), scheduler.config.prediction_type)
 
 
@@ -130,57 +139,61 @@ def _ratio(alpha_cumprod: float) -> float:
     return math.inf if alpha_cumprod == 0 else math.sqrt((1 - alpha_cumprod) / alpha_cumprod)
 
 
-def _evenly_spaced(scheduler: Any, timestep: Any) -> Units:
-    timestep = int(timestep)
-    previous = timestep - scheduler.config.num_train_timesteps // scheduler.num_inference_steps
-    there = scheduler.alphas_cumprod[previous] if previous >= 0 else scheduler.final_alpha_cumprod
-    return _preserving(scheduler, timestep, there)
+def _following(scheduler: Any, timestep: Any) -> int | None:
+    """The timestep after this one: a step ends where the next evaluation is, whatever `step` computes.
+
+    DDIM and PNDM go down by num_train_timesteps // steps, which is not how far their timesteps lie apart.
+    """
+    timesteps = scheduler.timesteps.tolist()
+    last = len(timesteps) - 1 - timesteps[::-1].index(int(timestep))  # PNDM has one of them twice
+    return timesteps[last + 1] if last + 1 < len(timesteps) else None
 
 
-def _ddpm(scheduler: Any, timestep: Any) -> Units:
-    previous = scheduler.previous_timestep(int(timestep))
-    return _preserving(scheduler, int(timestep), scheduler.alphas_cumprod[previous] if previous >= 0 else 1.0)
+def _ddim(scheduler: Any, timestep: Any) -> Units:
+    return _preserving(scheduler, timestep, _following(scheduler, timestep), scheduler.final_alpha_cumprod)
 
 
-def _lcm(scheduler: Any, timestep: Any) -> Units:
-    """The last step returns the prediction itself."""
-    following = scheduler.timesteps[scheduler.step_index + 1 :]
-    return _preserving(scheduler, int(timestep), scheduler.alphas_cumprod[following[0]] if len(following) else 1.0)
+def _to_the_clean_end(scheduler: Any, timestep: Any) -> Units:
+    """The last step of DDPM and LCM returns the prediction itself."""
+    return _preserving(scheduler, timestep, _following(scheduler, timestep), 1.0)
 
 
 def _tcd(scheduler: Any, timestep: Any) -> Units:
     """The last step ends at the first timestep of the schedule."""
-    following = scheduler.timesteps[scheduler.step_index + 1 :]
-    return _preserving(scheduler, int(timestep), scheduler.alphas_cumprod[following[0] if len(following) else 0])
+    return _preserving(scheduler, timestep, _following(scheduler, timestep), scheduler.alphas_cumprod[0])
 
 
 def _pndm(scheduler: Any, timestep: Any) -> Units:
     start, end, portion = _pndm_step(scheduler, int(timestep))
-    units = _preserving(scheduler, int(timestep), scheduler.final_alpha_cumprod)
-    ends = (_ratio(float(scheduler.alphas_cumprod[start])), units.stage.end)
-    if end >= 0:
-        ends = (ends[0], _ratio(float(scheduler.alphas_cumprod[end])))
-    return replace(units, stage=Stage(units.stage.ratio, *ends, portion))
+    units = _preserving(scheduler, timestep, end, scheduler.final_alpha_cumprod)
+    start_ratio = _ratio(float(scheduler.alphas_cumprod[start]))
+    return replace(units, stage=replace(units.stage, start=start_ratio, portion=portion))
 
 
-def _pndm_step(scheduler: Any, timestep: int) -> tuple[int, int, float]:
-    """Timesteps at both ends of the step that this evaluation serves, and its portion of it."""
-    spacing = scheduler.config.num_train_timesteps // scheduler.num_inference_steps
-    if scheduler.counter < len(scheduler.prk_timesteps):  # Runge-Kutta: four evaluations
-        start = int(scheduler.prk_timesteps[scheduler.counter // 4 * 4])
-        return start, start - spacing, 0.25
-    if scheduler.config.skip_prk_steps and scheduler.counter == 1:  # makes the first step again, from its other end
-        return timestep + spacing, timestep, 0.5
-    return timestep, timestep - spacing, 0.5 if scheduler.counter == 0 else 1.0
+def _pndm_step(scheduler: Any, timestep: int) -> tuple[int, int | None, float]:
+    """Timesteps at both ends of the step that this evaluation serves, None for the clean end, and its portion of it."""
+    counter, runge_kutta = scheduler.counter, scheduler.prk_timesteps.tolist()
+    if counter < len(runge_kutta):  # four evaluations a step, the last one at its end
+        first = counter // 4 * 4
+        return int(runge_kutta[first]), int(runge_kutta[first + 3]), 0.25
+    if scheduler.config.skip_prk_steps and counter == 1:  # makes the first step again, from its other end
+        timesteps = scheduler.timesteps.tolist()
+        return timesteps[timesteps.index(timestep) - 1], timestep, 0.5
+    return timestep, _following(scheduler, timestep), 0.5 if counter == 0 else 1.0
 
 
 def _move_pndm(scheduler: Any, timestep: Any, units: Units, shift: Tensor) -> None:
     """Stored model outputs, and the latent from which the first steps are made again."""
     change = output_shift(shift, units.alpha, units.sigma, units.prediction_type)
     scheduler.ets = [stored + change for stored in scheduler.ets]
-    start, _, portion = _pndm_step(scheduler, int(timestep))
-    if portion < 1 and start != int(timestep):
-        scheduler.cur_sample = scheduler.cur_sample + math.sqrt(float(scheduler.alphas_cumprod[start])) * shift
+    counter, runge_kutta = scheduler.counter, scheduler.prk_timesteps
+    if counter < len(runge_kutta) and counter % 4:
+        start = int(runge_kutta[counter // 4 * 4])
+    elif scheduler.config.skip_prk_steps and counter == 1:  # what `step` takes for the other end
+        start = int(timestep) + scheduler.config.num_train_timesteps // scheduler.num_inference_steps
+    else:
+        return
+    scheduler.cur_sample = scheduler.cur_sample + math.sqrt(float(scheduler.alphas_cumprod[start])) * shift
 
 
 # Solvers with sigma / alpha, or flow sigmas, that convert them themselves.
@@ -256,8 +269,8 @@ def _move_flow_heun(scheduler: Any, timestep: Any, units: Units, shift: Tensor) 
 
 
 SCHEDULERS: Mapping[str, Row] = {
-    "DDIMScheduler": Row(_evenly_spaced),
-    "DDPMScheduler": Row(_ddpm),
+    "DDIMScheduler": Row(_ddim),
+    "DDPMScheduler": Row(_to_the_clean_end),
     "DEISMultistepScheduler": Row(_solver, _move_solver),
     "DPMSolverMultistepScheduler": Row(_solver, _move_solver),
     "DPMSolverSDEScheduler": Row(_midpoint, _move_start),
@@ -269,9 +282,9 @@ SCHEDULERS: Mapping[str, Row] = {
     "FlowMatchHeunDiscreteScheduler": Row(_flow_heun, _move_flow_heun),
     "FlowMatchLCMScheduler": Row(_flow),
     "HeunDiscreteScheduler": Row(_heun, _move_start),
-    "KDPM2AncestralDiscreteScheduler": Row(_midpoint, _move_start),
+    "KDPM2AncestralDiscreteScheduler": Row(_ancestral_midpoint, _move_start),
     "KDPM2DiscreteScheduler": Row(_midpoint, _move_start),
-    "LCMScheduler": Row(_lcm),
+    "LCMScheduler": Row(_to_the_clean_end),
     "LMSDiscreteScheduler": Row(_one_stage),
     "LTXEulerAncestralRFScheduler": Row(_flow),
     "PNDMScheduler": Row(_pndm, _move_pndm),
