@@ -27,7 +27,7 @@ from torch import Tensor
 from ..guidance.diffusers.clipping import clipping_of
 from ..guidance.diffusers.guided_step import GuidedStep
 from ..guidance.diffusers.replace import replaced
-from ..guidance.diffusers.schedulers import Units, row_for
+from ..guidance.diffusers.schedulers import StepCoefficients, adapter_for
 from ..guidance.prediction import denoised_from_output
 from .sampler_state import draws_noise
 
@@ -45,7 +45,7 @@ def ancestral(pipe: Any, eta: float | None) -> Iterator["AncestralStep | None"]:
             or evaluates the model more than once in a step.
     """
     scheduler = pipe.scheduler
-    row_for(scheduler)
+    adapter_for(scheduler)
     if eta is None:
         _check_draws_noise(scheduler)
         yield None
@@ -95,25 +95,25 @@ class AncestralStep:
         scheduler, sample = self._scheduler, given["sample"]
         if getattr(scheduler, "step_index", 0) is None:
             scheduler._init_step_index(given["timestep"])
-        units = row_for(scheduler).units(scheduler, given["timestep"])
-        moved = self._move(sample.float(), given["model_output"].float(), units).to(sample.dtype)
+        step = adapter_for(scheduler).coefficients(scheduler, given["timestep"])
+        moved = self._move(sample.float(), given["model_output"].float(), step).to(sample.dtype)
         if hasattr(scheduler, "_step_index"):
             scheduler._step_index += 1
         return SimpleNamespace(prev_sample=moved) if given.get("return_dict", True) else (moved,)
 
-    def _move(self, sample: Tensor, output: Tensor, units: Units) -> Tensor:
+    def _move(self, sample: Tensor, output: Tensor, step: StepCoefficients) -> Tensor:
         output = output.split(sample.shape[1], dim=1)[0]  # some models put out their variance, too
-        denoised = denoised_from_output(output, sample, units.alpha, units.sigma, units.prediction_type)
-        noise = (sample - units.alpha * denoised) / units.sigma
+        denoised = denoised_from_output(output, sample, step.alpha, step.sigma, step.prediction_type)
+        noise = (sample - step.alpha * denoised) / step.sigma
         clipping = clipping_of(self._scheduler, denoised)
         if clipping is not None:
             denoised = clipping.apply(denoised)
-            noise = noise if clipping.keeps_noise else (sample - units.alpha * denoised) / units.sigma
-        end, ratio = units.stage.end, units.stage.ratio
+            noise = noise if clipping.keeps_noise else (sample - step.alpha * denoised) / step.sigma
+        end, ratio = step.stage.end, step.stage.ratio
         up = self._eta * end * math.sqrt(max(1 - (end / ratio) ** 2, 0.0))
         fresh = [torch.randn(sample.shape[1:], generator=g, dtype=torch.float32) for g in self.generators]
         kept = math.sqrt(max(end**2 - up**2, 0.0))
-        return _alpha_at(units) * (denoised + kept * noise + up * torch.stack(fresh).to(sample.device))
+        return _alpha_at(step) * (denoised + kept * noise + up * torch.stack(fresh).to(sample.device))
 
 
 def seeded(seeds: Sequence[int], step: AncestralStep | None) -> list[torch.Generator]:
@@ -124,9 +124,9 @@ def seeded(seeds: Sequence[int], step: AncestralStep | None) -> list[torch.Gener
     return generators
 
 
-def _alpha_at(units: Units) -> float:
+def _alpha_at(step: StepCoefficients) -> float:
     """The factor of the clean latent where the step ends, in the same family of schedules."""
-    end = units.stage.end
-    if units.prediction_type == "flow_prediction":
+    end = step.stage.end
+    if step.prediction_type == "flow_prediction":
         return 1 / (1 + end)
-    return 1.0 if units.alpha == 1.0 else 1 / math.hypot(1.0, end)  # exploding schedules say 1.0 to the bit
+    return 1.0 if step.alpha == 1.0 else 1 / math.hypot(1.0, end)  # exploding schedules say 1.0 to the bit

@@ -18,7 +18,7 @@ from ..guidance.diffusers.clipping import clipping_of
 from ..guidance.diffusers.denoiser import denoisers_of, silenced
 from ..guidance.diffusers.guided_step import GuidedStep
 from ..guidance.diffusers.replace import replaced
-from ..guidance.diffusers.schedulers import row_for
+from ..guidance.diffusers.schedulers import adapter_for
 from ..guidance.prediction import denoised_from_output
 from .halving import position_of
 from .sampler_state import SamplerState, check_scheduler, draws_noise, put_back, stored_by
@@ -34,7 +34,7 @@ def run_to(
     """Call a pipeline until a share of its evaluations has been made, then leave it.
 
     Args:
-        pipe: a diffusers pipeline with a scheduler of `scheduler_units.SCHEDULERS`.
+        pipe: a diffusers pipeline with a scheduler of `schedulers.SCHEDULERS`.
         share: of the evaluations of the run, in (0, 1].
         generator: one for each sample, as seeded for the beginning of the run.
         state: where to enter; None to begin.
@@ -85,7 +85,7 @@ def check_reentry(pipe: Any) -> None:
         raise ValueError(
             f"got a {type(pipe).__name__}; expected a diffusers pipeline with a scheduler and a unet or transformer."
         )
-    row_for(scheduler)
+    adapter_for(scheduler)
     check_scheduler(scheduler)
     if any(getattr(module, "is_cache_enabled", False) for module in denoisers_of(pipe)):
         raise ValueError(
@@ -198,8 +198,8 @@ class _Step:
         scheduler, sample, output = self._scheduler, given["sample"], given["model_output"]
         if getattr(scheduler, "step_index", 0) is None:
             scheduler._init_step_index(given["timestep"])
-        units = row_for(scheduler).units(scheduler, given["timestep"])
-        levels = (units.alpha, units.sigma, units.prediction_type)
+        step = adapter_for(scheduler).coefficients(scheduler, given["timestep"])
+        levels = (step.alpha, step.sigma, step.prediction_type)
         prediction = output.float().split(sample.shape[1], dim=1)[0]  # some models put out their variance, too
         denoised = denoised_from_output(prediction, sample.float(), *levels)
         clipping = clipping_of(scheduler, denoised)

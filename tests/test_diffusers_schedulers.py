@@ -15,7 +15,7 @@ import torch
 
 from iqguide.guidance import RewardGuidance
 from iqguide.guidance.diffusers import guided
-from iqguide.guidance.diffusers.schedulers import SCHEDULERS, row_for
+from iqguide.guidance.diffusers.schedulers import SCHEDULERS, adapter_for
 from iqguide.guidance.prediction import denoised_from_output
 
 SD = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
@@ -155,7 +155,7 @@ def units_now(scheduler, timestep):
     fresh = getattr(scheduler, "step_index", 0) is None
     if fresh:
         scheduler._init_step_index(timestep)
-    units = row_for(scheduler).units(scheduler, timestep)
+    units = adapter_for(scheduler).coefficients(scheduler, timestep)
     if fresh:
         scheduler._step_index = None
     return units

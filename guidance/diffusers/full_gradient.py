@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from ..freeze import frozen
 from .denoiser import checkpointed
 from .replace import observed
-from .schedulers import row_for
+from .schedulers import adapter_for
 
 
 class FullGradient:
@@ -93,5 +93,5 @@ class FullGradient:
             index = int((scheduler.timesteps == timestep).nonzero()[-1]) + 1
         if index >= len(scheduler.timesteps):
             return False
-        units = row_for(scheduler).units(scheduler, scheduler.timesteps[index])
-        return units.stage.share_of(self._window) > 0
+        step = adapter_for(scheduler).coefficients(scheduler, scheduler.timesteps[index])
+        return step.stage.share_of(self._window) > 0

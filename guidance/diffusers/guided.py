@@ -29,7 +29,7 @@ def guided(
     """Guide every call of a diffusers pipeline inside the block.
 
     Args:
-        pipe: a pipeline whose scheduler is in `scheduler_units.SCHEDULERS`.
+        pipe: a pipeline whose scheduler is in `schedulers.SCHEDULERS`.
         guidance: settings; without a decoder of its own, `decoders.find_decoder` finds one for the pipeline.
         height: of the pictures, in pixels; only for packed latents whose size cannot be seen otherwise.
         width: of the pictures, in pixels.

@@ -19,7 +19,7 @@ from .decoders import find_decoder
 from .denoiser import denoisers_of
 from .full_gradient import FullGradient
 from .replace import replaced
-from .schedulers import row_for
+from .schedulers import adapter_for
 
 _HISTORY = ("model_outputs", "derivatives", "ets", "last_sample", "cur_sample", "prev_derivative", "sample")
 _OWN_WAYS = ("per_token_timesteps", "r_timestep")  # arguments of `step` that leave the scheduler's own schedule
@@ -57,7 +57,7 @@ class GuidedStep:
         self.active = False
         self._pipe = pipe
         self._single_run = single_run
-        self._row = row_for(self.scheduler)
+        self._adapter = adapter_for(self.scheduler)
         self._decoder = None
         if guidance.scale != 0:
             self._decoder = find_decoder(pipe, guidance.decoder, height=height, width=width, load_tiny=load_tiny)
@@ -188,18 +188,18 @@ class GuidedStep:
         scheduler, run = self.scheduler, self.runs[-1]
         if getattr(scheduler, "step_index", 0) is None:
             scheduler._init_step_index(timestep)
-        units = self._row.units(scheduler, timestep)
-        if run.skips(units.stage):
+        step = self._adapter.coefficients(scheduler, timestep)
+        if run.skips(step.stage):
             return None
         prediction, *variance = output.float().split(sample.shape[1], dim=1)  # some models put out their variance, too
-        levels = (units.alpha, units.sigma, units.prediction_type)
+        levels = (step.alpha, step.sigma, step.prediction_type)
         denoised = denoised_from_output(prediction, sample.float(), *levels)
         clipping = clipping_of(scheduler, denoised)
         seen = denoised if clipping is None else clipping.apply(denoised)
         if self._full is None:
-            push = run.push(seen, units.stage)
+            push = run.push(seen, step.stage)
         else:
-            push = run.push(seen.detach(), units.stage, self._full.pull_back(seen, sample, output))
+            push = run.push(seen.detach(), step.stage, self._full.pull_back(seen, sample, output))
             denoised, prediction, sample = denoised.detach(), prediction.detach(), sample.detach()
             variance = [part.detach() for part in variance]
         if push is None:
@@ -208,10 +208,10 @@ class GuidedStep:
             push, move = clipping.moves(denoised, push)
             prediction = prediction + output_change(move - push, *levels)
         self._go_over_to_float32(sample, output)
-        if self._row.move is not None:
-            self._row.move(scheduler, timestep, units, push)
+        if self._adapter.move is not None:
+            self._adapter.move(scheduler, timestep, step, push)
         prediction = prediction + output_shift(push, *levels)
-        return sample.float() + units.alpha * push, torch.cat([prediction, *variance], dim=1)
+        return sample.float() + step.alpha * push, torch.cat([prediction, *variance], dim=1)
 
     def _go_over_to_float32(self, sample: Tensor, output: Tensor) -> None:
         """Half precision would round away most of a small push, so the rest of the run steps in float32."""

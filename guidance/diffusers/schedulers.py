@@ -1,8 +1,8 @@
 """What diffusers' schedulers mean by their numbers: the one table from class name to alpha, sigma and stored state.
 
-Schedulers are read by what they have (`sigmas`, `alphas_cumprod`, `step_index`, `config`); diffusers is not imported.
-To support another one, write a function that gives its `Units`, one that moves what it stores from earlier steps if it
-stores anything, and add a row to `SCHEDULERS`.
+Schedulers are read by what they have (`sigmas`, `alphas_cumprod`, `step_index`, `config`), so nothing is imported.
+To support another one, write a function that gives its `StepCoefficients`, one that moves what it stores from earlier
+steps if it stores anything, and add its adapter to `SCHEDULERS`.
 """
 
 import math
@@ -17,7 +17,7 @@ from ..prediction import output_shift
 
 
 @dataclass(frozen=True)
-class Units:
+class StepCoefficients:
     """What one call of `scheduler.step` means: sample = alpha * x0 + sigma * noise."""
 
     alpha: float
@@ -34,18 +34,18 @@ class Units:
 
 
 @dataclass(frozen=True)
-class Row:
+class SchedulerAdapter:
     """How guidance deals with one kind of scheduler."""
 
-    units: Callable[[Any, Any], Units]
-    """(scheduler about to step, timestep) -> Units."""
+    coefficients: Callable[[Any, Any], StepCoefficients]
+    """(scheduler about to step, timestep) -> StepCoefficients."""
 
-    move: Callable[[Any, Any, Units, Tensor], None] | None = None
-    """(scheduler, timestep, units, shift): move the clean part of what earlier evaluations have left by `shift`."""
+    move: Callable[[Any, Any, StepCoefficients, Tensor], None] | None = None
+    """(scheduler, timestep, step, shift): move the clean part of what earlier evaluations have left by `shift`."""
 
 
-def row_for(scheduler: Any) -> Row:
-    """The row of the table for a scheduler.
+def adapter_for(scheduler: Any) -> SchedulerAdapter:
+    """The adapter of a scheduler.
 
     Raises:
         ValueError: for a scheduler that is not in the table.
@@ -63,17 +63,17 @@ def row_for(scheduler: Any) -> Row:
 # Variance exploding (k-diffusion): sample = x0 + s * noise.
 
 
-def _exploding(scheduler: Any, stage: Stage) -> Units:
+def _exploding(scheduler: Any, stage: Stage) -> StepCoefficients:
     name = scheduler.config.prediction_type
-    return Units(1.0, stage.ratio, stage, "sample" if name == "original_sample" else name)
+    return StepCoefficients(1.0, stage.ratio, stage, "sample" if name == "original_sample" else name)
 
 
-def _one_stage(scheduler: Any, timestep: Any) -> Units:
+def _one_stage(scheduler: Any, timestep: Any) -> StepCoefficients:
     start, end = _sigmas(scheduler, scheduler.step_index)
     return _exploding(scheduler, Stage(start, start, end))
 
 
-def _heun(scheduler: Any, timestep: Any) -> Units:
+def _heun(scheduler: Any, timestep: Any) -> StepCoefficients:
     """Evaluations at both ends of a step: each stands for half of it."""
     first, start, end = _step_ends(scheduler)
     return _exploding(scheduler, _heun_stage(first, start, end))
@@ -83,7 +83,7 @@ def _heun_stage(first: bool, start: float, end: float) -> Stage:
     return Stage(start if first else end, start, end, 1.0 if end == 0 else 0.5)
 
 
-def _midpoint(scheduler: Any, timestep: Any) -> Units:
+def _midpoint(scheduler: Any, timestep: Any) -> StepCoefficients:
     """Evaluations at the beginning of a step and in its middle: each stands for what lies before the next one."""
     first, start, end = _step_ends(scheduler)
     middle = _middle(scheduler, start, end)
@@ -98,7 +98,7 @@ def _middle(scheduler: Any, start: float, end: float) -> float:
     return float(scheduler.sigmas_interpol[scheduler.step_index + int(scheduler.state_in_first_order)])
 
 
-def _ancestral_midpoint(scheduler: Any, timestep: Any) -> Units:
+def _ancestral_midpoint(scheduler: Any, timestep: Any) -> StepCoefficients:
     """The middle of the way down to sigma_down = end^2 / start is sqrt(start * sigma_down) = end, where noise is added.
 
     So the first evaluation stands for the whole step and the second, at its end but for rounding, for nothing.
@@ -119,7 +119,7 @@ def _step_ends(scheduler: Any) -> tuple[bool, float, float]:
     return first, *_sigmas(scheduler, scheduler.step_index - (0 if first else 1))
 
 
-def _move_start(scheduler: Any, timestep: Any, units: Units, shift: Tensor) -> None:
+def _move_start(scheduler: Any, timestep: Any, step: StepCoefficients, shift: Tensor) -> None:
     """The second stage starts again from the latent of the first; stored slopes are noise and stay."""
     if not scheduler.state_in_first_order:
         scheduler.sample = scheduler.sample + shift
@@ -128,11 +128,13 @@ def _move_start(scheduler: Any, timestep: Any, units: Units, shift: Tensor) -> N
 # Variance preserving by timestep: sample = sqrt(abar_t) * x0 + sqrt(1 - abar_t) * noise.
 
 
-def _preserving(scheduler: Any, timestep: Any, following: int | None, final_alpha_cumprod: Any) -> Units:
+def _preserving(scheduler: Any, timestep: Any, following: int | None, final_alpha_cumprod: Any) -> StepCoefficients:
     here = float(scheduler.alphas_cumprod[int(timestep)])
     ratio = _ratio(here)
     end = _ratio(float(final_alpha_cumprod if following is None else scheduler.alphas_cumprod[following]))
-    return Units(math.sqrt(here), math.sqrt(1 - here), Stage(ratio, ratio, end), scheduler.config.prediction_type)
+    return StepCoefficients(
+        math.sqrt(here), math.sqrt(1 - here), Stage(ratio, ratio, end), scheduler.config.prediction_type
+    )
 
 
 def _ratio(alpha_cumprod: float) -> float:
@@ -149,25 +151,25 @@ def _following(scheduler: Any, timestep: Any) -> int | None:
     return timesteps[last + 1] if last + 1 < len(timesteps) else None
 
 
-def _ddim(scheduler: Any, timestep: Any) -> Units:
+def _ddim(scheduler: Any, timestep: Any) -> StepCoefficients:
     return _preserving(scheduler, timestep, _following(scheduler, timestep), scheduler.final_alpha_cumprod)
 
 
-def _to_the_clean_end(scheduler: Any, timestep: Any) -> Units:
+def _to_the_clean_end(scheduler: Any, timestep: Any) -> StepCoefficients:
     """The last step of DDPM and LCM returns the prediction itself."""
     return _preserving(scheduler, timestep, _following(scheduler, timestep), 1.0)
 
 
-def _tcd(scheduler: Any, timestep: Any) -> Units:
+def _tcd(scheduler: Any, timestep: Any) -> StepCoefficients:
     """The last step ends at the first timestep of the schedule."""
     return _preserving(scheduler, timestep, _following(scheduler, timestep), scheduler.alphas_cumprod[0])
 
 
-def _pndm(scheduler: Any, timestep: Any) -> Units:
+def _pndm(scheduler: Any, timestep: Any) -> StepCoefficients:
     start, end, portion = _pndm_step(scheduler, int(timestep))
-    units = _preserving(scheduler, timestep, end, scheduler.final_alpha_cumprod)
+    step = _preserving(scheduler, timestep, end, scheduler.final_alpha_cumprod)
     start_ratio = _ratio(float(scheduler.alphas_cumprod[start]))
-    return replace(units, stage=replace(units.stage, start=start_ratio, portion=portion))
+    return replace(step, stage=replace(step.stage, start=start_ratio, portion=portion))
 
 
 def _pndm_step(scheduler: Any, timestep: int) -> tuple[int, int | None, float]:
@@ -182,9 +184,9 @@ def _pndm_step(scheduler: Any, timestep: int) -> tuple[int, int | None, float]:
     return timestep, _following(scheduler, timestep), 0.5 if counter == 0 else 1.0
 
 
-def _move_pndm(scheduler: Any, timestep: Any, units: Units, shift: Tensor) -> None:
+def _move_pndm(scheduler: Any, timestep: Any, step: StepCoefficients, shift: Tensor) -> None:
     """Stored model outputs, and the latent from which the first steps are made again."""
-    change = output_shift(shift, units.alpha, units.sigma, units.prediction_type)
+    change = output_shift(shift, step.alpha, step.sigma, step.prediction_type)
     scheduler.ets = [stored + change for stored in scheduler.ets]
     counter, runge_kutta = scheduler.counter, scheduler.prk_timesteps
     if counter < len(runge_kutta) and counter % 4:
@@ -199,12 +201,14 @@ def _move_pndm(scheduler: Any, timestep: Any, units: Units, shift: Tensor) -> No
 # Solvers with sigma / alpha, or flow sigmas, that convert them themselves.
 
 
-def _solver(scheduler: Any, timestep: Any) -> Units:
+def _solver(scheduler: Any, timestep: Any) -> StepCoefficients:
     index = scheduler.step_index
     alpha, sigma = _solver_alpha_sigma(scheduler, index)
     next_alpha, next_sigma = _solver_alpha_sigma(scheduler, index + 1)
     ratio = sigma / alpha if alpha > 0 else math.inf
-    return Units(alpha, sigma, Stage(ratio, ratio, next_sigma / next_alpha), scheduler.config.prediction_type)
+    return StepCoefficients(
+        alpha, sigma, Stage(ratio, ratio, next_sigma / next_alpha), scheduler.config.prediction_type
+    )
 
 
 def _solver_alpha_sigma(scheduler: Any, index: int) -> tuple[float, float]:
@@ -212,7 +216,7 @@ def _solver_alpha_sigma(scheduler: Any, index: int) -> tuple[float, float]:
     return float(alpha), float(sigma)
 
 
-def _move_solver(scheduler: Any, timestep: Any, units: Units, shift: Tensor) -> None:
+def _move_solver(scheduler: Any, timestep: Any, step: StepCoefficients, shift: Tensor) -> None:
     """Stored predictions of the clean latent, and the latent from which a step is made again."""
     index = scheduler.step_index
     if _keeps_denoised(scheduler):
@@ -237,15 +241,15 @@ def _keeps_denoised(scheduler: Any) -> bool:
 # Flow matching: sample = (1 - s) * x0 + s * noise.
 
 
-def _flowing(sigma: float, stage: Stage) -> Units:
-    return Units(1 - sigma, sigma, stage, "flow_prediction")
+def _flowing(sigma: float, stage: Stage) -> StepCoefficients:
+    return StepCoefficients(1 - sigma, sigma, stage, "flow_prediction")
 
 
 def _flow_ratio(sigma: float) -> float:
     return math.inf if sigma >= 1 else sigma / (1 - sigma)
 
 
-def _flow(scheduler: Any, timestep: Any) -> Units:
+def _flow(scheduler: Any, timestep: Any) -> StepCoefficients:
     if getattr(scheduler.config, "invert_sigmas", False):
         raise ValueError(
             f"{type(scheduler).__name__} has invert_sigmas=True; expected sigmas that fall from noise to picture."
@@ -255,41 +259,41 @@ def _flow(scheduler: Any, timestep: Any) -> Units:
     return _flowing(sigma, Stage(_flow_ratio(sigma), _flow_ratio(sigma), _flow_ratio(following)))
 
 
-def _flow_heun(scheduler: Any, timestep: Any) -> Units:
+def _flow_heun(scheduler: Any, timestep: Any) -> StepCoefficients:
     first, sigma, following = _step_ends(scheduler)
     stage = _heun_stage(first, _flow_ratio(sigma), _flow_ratio(following))
     return _flowing(sigma if first else following, stage)
 
 
-def _move_flow_heun(scheduler: Any, timestep: Any, units: Units, shift: Tensor) -> None:
+def _move_flow_heun(scheduler: Any, timestep: Any, step: StepCoefficients, shift: Tensor) -> None:
     first, sigma, _ = _step_ends(scheduler)
     if not first:
         scheduler.sample = scheduler.sample + (1 - sigma) * shift
         scheduler.prev_derivative = scheduler.prev_derivative - shift
 
 
-SCHEDULERS: Mapping[str, Row] = {
-    "DDIMScheduler": Row(_ddim),
-    "DDPMScheduler": Row(_to_the_clean_end),
-    "DEISMultistepScheduler": Row(_solver, _move_solver),
-    "DPMSolverMultistepScheduler": Row(_solver, _move_solver),
-    "DPMSolverSDEScheduler": Row(_midpoint, _move_start),
-    "DPMSolverSinglestepScheduler": Row(_solver, _move_solver),
-    "EulerAncestralDiscreteScheduler": Row(_one_stage),
-    "EulerDiscreteScheduler": Row(_one_stage),
-    "FlowMapEulerDiscreteScheduler": Row(_flow),
-    "FlowMatchEulerDiscreteScheduler": Row(_flow),
-    "FlowMatchHeunDiscreteScheduler": Row(_flow_heun, _move_flow_heun),
-    "FlowMatchLCMScheduler": Row(_flow),
-    "HeunDiscreteScheduler": Row(_heun, _move_start),
-    "KDPM2AncestralDiscreteScheduler": Row(_ancestral_midpoint, _move_start),
-    "KDPM2DiscreteScheduler": Row(_midpoint, _move_start),
-    "LCMScheduler": Row(_to_the_clean_end),
-    "LMSDiscreteScheduler": Row(_one_stage),
-    "LTXEulerAncestralRFScheduler": Row(_flow),
-    "PNDMScheduler": Row(_pndm, _move_pndm),
-    "SASolverScheduler": Row(_solver, _move_solver),
-    "TCDScheduler": Row(_tcd),
-    "UniPCMultistepScheduler": Row(_solver, _move_solver),
+SCHEDULERS: Mapping[str, SchedulerAdapter] = {
+    "DDIMScheduler": SchedulerAdapter(_ddim),
+    "DDPMScheduler": SchedulerAdapter(_to_the_clean_end),
+    "DEISMultistepScheduler": SchedulerAdapter(_solver, _move_solver),
+    "DPMSolverMultistepScheduler": SchedulerAdapter(_solver, _move_solver),
+    "DPMSolverSDEScheduler": SchedulerAdapter(_midpoint, _move_start),
+    "DPMSolverSinglestepScheduler": SchedulerAdapter(_solver, _move_solver),
+    "EulerAncestralDiscreteScheduler": SchedulerAdapter(_one_stage),
+    "EulerDiscreteScheduler": SchedulerAdapter(_one_stage),
+    "FlowMapEulerDiscreteScheduler": SchedulerAdapter(_flow),
+    "FlowMatchEulerDiscreteScheduler": SchedulerAdapter(_flow),
+    "FlowMatchHeunDiscreteScheduler": SchedulerAdapter(_flow_heun, _move_flow_heun),
+    "FlowMatchLCMScheduler": SchedulerAdapter(_flow),
+    "HeunDiscreteScheduler": SchedulerAdapter(_heun, _move_start),
+    "KDPM2AncestralDiscreteScheduler": SchedulerAdapter(_ancestral_midpoint, _move_start),
+    "KDPM2DiscreteScheduler": SchedulerAdapter(_midpoint, _move_start),
+    "LCMScheduler": SchedulerAdapter(_to_the_clean_end),
+    "LMSDiscreteScheduler": SchedulerAdapter(_one_stage),
+    "LTXEulerAncestralRFScheduler": SchedulerAdapter(_flow),
+    "PNDMScheduler": SchedulerAdapter(_pndm, _move_pndm),
+    "SASolverScheduler": SchedulerAdapter(_solver, _move_solver),
+    "TCDScheduler": SchedulerAdapter(_tcd),
+    "UniPCMultistepScheduler": SchedulerAdapter(_solver, _move_solver),
 }
-"""Class name -> row. Sub-classes of these are found too."""
+"""Class name -> adapter. Sub-classes of these are found too."""
