@@ -1,11 +1,7 @@
 """Pictures in and out: path | PIL | numpy | tensor  <->  (N, 3, H, W) float32 RGB in [0, 1].
 
-What happens to unusual pictures, always the same way:
-
-* EXIF orientation is applied; of an animation the first frame is taken; colour profiles (ICC) are not applied.
-* Grey, palette, 1-bit and CMYK pictures become RGB; 16-bit grey keeps its precision (divided by 65535).
-* Transparent pictures are laid over white.
-* Everything that cannot be read for sure (truncated, not a picture, ambiguous range, NaN) is an `ImageError`.
+What happens to unusual pictures is always the same, whichever way they come; `pictures.decoding` lists it. Everything
+that cannot be read for sure (truncated, not a picture, samples of unknown meaning, NaN) is an `ImageError`.
 """
 
 from __future__ import annotations
@@ -13,45 +9,47 @@ from __future__ import annotations
 import io
 import math
 import os
-import warnings
 from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image, ImageOps, PngImagePlugin
+from PIL import Image, PngImagePlugin
 from torch import Tensor
 
 from .errors import ImageError, atomic_write
-
-MIN_SIDE = 32
-"""Shortest side in pixels that `load_images` accepts: below it no quality model has anything to look at."""
-
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".jp2", ".avif", ".ppm", ".pgm")
-"""Endings (lower case) of the files that are taken from a folder."""
+from .pictures.decoding import Picture
+from .pictures.opening import MIN_SIDE, check_ratio, check_side, opened
 
 RANGE_TOLERANCE = 1e-4
 """How far outside [0, 1] rounding may put a value before it is an error."""
 
+FLIPS = {1: (), 2: (-1,), 3: (-1, -2), 4: (-2,), 5: (), 6: (-1,), 7: (-1, -2), 8: (-2,)}
+"""Axes to flip for each EXIF orientation, after rows and columns have changed places from 5 on."""
 
-def load_images(*paths: str | os.PathLike, size: int | None = None) -> Tensor:
+
+def load_images(*paths: str | os.PathLike, size: int | None = None, enlarge: bool = True) -> Tensor:
     """Read picture files into one batch.
+
+    Memory is that of the result and of one decoded file: files are reduced while they are converted.
 
     Args:
         paths: one or more files of one size (or of one shape after `size`).
         size: short side in pixels that every picture is resized to (up or down, antialiased); None keeps the size.
+        enlarge: False leaves pictures as they are that are smaller than `size`.
 
     Returns:
         (N, 3, H, W) float32 in [0, 1], on the CPU.
 
     Raises:
-        ImageError: a file is truncated, is no picture, is smaller than `MIN_SIDE`, or the sizes differ.
+        ImageError: a file is truncated, is no picture, is smaller than `MIN_SIDE`, has more pixels than
+            `PIL.Image.MAX_IMAGE_PIXELS` or sides further apart than `MAX_RATIO`, or the sizes differ.
         FileNotFoundError: there is no such file.
     """
     if not paths:
         raise ImageError("got no paths; expected at least one picture file.")
-    images = [_load(path, size) for path in paths]
+    images = [_from_path(os.fspath(path), size, enlarge, MIN_SIDE) for path in paths]
     for path, image in zip(paths, images, strict=True):
         if image.shape != images[0].shape:
             raise ImageError(
@@ -59,15 +57,6 @@ def load_images(*paths: str | os.PathLike, size: int | None = None) -> Tensor:
                 "batch needs one size: load them one by one, or use iqguide.rank, which takes pictures of any sizes."
             )
     return torch.cat(images)
-
-
-def _load(path: str | os.PathLike, size: int | None) -> Tensor:
-    image = to_tensor(path)
-    if min(image.shape[-2:]) < MIN_SIDE:
-        raise ImageError(
-            f"{os.fspath(path)} is {_size(image)} pixels; a quality score needs at least {MIN_SIDE} on the short side."
-        )
-    return image if size is None else resize_short_side(image, size)
 
 
 def to_tensor(image: str | os.PathLike | Image.Image | np.ndarray | Tensor) -> Tensor:
@@ -92,7 +81,7 @@ def to_tensor(image: str | os.PathLike | Image.Image | np.ndarray | Tensor) -> T
     if isinstance(image, np.ndarray):
         return _from_array(image, "array")
     if isinstance(image, Image.Image):
-        return _from_array(_decode(image, f"{image.mode} picture"), f"{image.mode} picture")
+        return _assembled(Picture(image, f"{image.mode} picture"), f"{image.mode} picture")
     if isinstance(image, (str, os.PathLike)):
         return _from_path(os.fspath(image))
     raise TypeError(f"got {type(image).__name__}; expected a path, a PIL picture, a numpy array or a tensor.")
@@ -141,18 +130,30 @@ def resize_short_side(images: Tensor, size: int, *, enlarge: bool = True) -> Ten
         (N, 3, H', W') of the same dtype and device, differentiable; the same object when there is nothing to do.
 
     Raises:
-        ImageError: `size` is not positive.
+        ImageError: `size` is not positive, or the sides are further apart than `MAX_RATIO`.
     """
-    if size < 1:
-        raise ImageError(f"size is {size}; expected a positive number of pixels for the short side.")
     height, width = images.shape[-2:]
-    short = min(height, width)
-    if short == size or (short < size and not enlarge):
+    target = _target(height, width, size, enlarge)
+    if target == (height, width):
         return images
-    target = tuple(max(1, round(side * size / short)) for side in (height, width))
+    check_ratio(width, height, "the picture")
     wide = images.to(torch.promote_types(images.dtype, torch.float32))  # half precision is too coarse, or unsupported
-    resized = F.interpolate(wide, size=target, mode="bicubic", align_corners=False, antialias=True)
-    return resized.clamp(0, 1).to(images.dtype)
+    return _interpolated(wide, target).clamp(0, 1).to(images.dtype)
+
+
+def _target(height: int, width: int, size: int | None, enlarge: bool) -> tuple[int, int]:
+    if size is not None and size < 1:
+        raise ImageError(f"size is {size}; expected a positive number of pixels for the short side.")
+    short = min(height, width)
+    if size is None or short == size or (short < size and not enlarge):
+        return height, width
+    return max(1, round(height * size / short)), max(1, round(width * size / short))
+
+
+def _interpolated(images: Tensor, target: tuple[int, int]) -> Tensor:
+    if images.shape[-2:] == target:
+        return images
+    return F.interpolate(images, size=target, mode="bicubic", align_corners=False, antialias=True)
 
 
 def to_pil(image: Tensor) -> Image.Image:
@@ -188,8 +189,14 @@ def to_rgb(image: Image.Image, name: str = "picture") -> Image.Image:
     Raises:
         ImageError: as `to_tensor`.
     """
-    pixels = _decode(image, name)
-    return Image.fromarray(pixels) if pixels.dtype == np.uint8 else to_pil(_from_array(pixels, name))
+    picture = Picture(image, name)
+    strips = list(picture.strips())
+    if strips[0].dtype != np.uint8:
+        return to_pil(_assembled(picture, name))
+    pixels = np.concatenate(strips)
+    pixels = pixels.swapaxes(0, 1) if picture.orientation > 4 else pixels
+    axes = tuple(axis + 2 for axis in FLIPS[picture.orientation])
+    return Image.fromarray(np.ascontiguousarray(np.flip(pixels, axes)))
 
 
 def save_image(image: Tensor | Image.Image, path: str | os.PathLike, metadata: Mapping[str, str] | None = None) -> None:
@@ -230,54 +237,28 @@ def picture_format(path: str | os.PathLike) -> str:
     return kind
 
 
-def _from_path(path: str) -> Tensor:
-    # Pillow only warns between one and two times its limit; such a picture takes gigabytes as float32.
-    with open(path, "rb") as file, warnings.catch_warnings():
-        warnings.simplefilter("error", Image.DecompressionBombWarning)
-        try:
-            image = Image.open(file)
-        except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-            raise ImageError(
-                f"{path} has more than {Image.MAX_IMAGE_PIXELS} pixels; reduce it first, or raise "
-                "PIL.Image.MAX_IMAGE_PIXELS if you trust it."
-            ) from error
-        except Image.UnidentifiedImageError as error:
-            raise ImageError(f"{path} is not a picture that Pillow can read; check the file.") from error
-        except Exception as error:  # damaged headers make Pillow raise almost any type
-            raise _damaged(path, error) from error
-        return _from_array(_decode(image, path), path)
+def _from_path(path: str, size: int | None = None, enlarge: bool = True, min_side: int = 1) -> Tensor:
+    with opened(path, size) as image:
+        if min_side > 1:
+            check_side(image.width, image.height, path)
+        return _assembled(Picture(image, path), path, size, enlarge)
 
 
-def _damaged(name: str, error: Exception) -> ImageError:
-    return ImageError(f"{name} cannot be decoded ({error}); it is truncated or damaged: get the file again.")
-
-
-def _decode(image: Image.Image, name: str) -> np.ndarray:
-    """PIL picture -> array (H, W) or (H, W, 3): uint8, uint16 or float32."""
-    kind = image.format  # lost by exif_transpose
-    try:
-        image.load()
-        image = ImageOps.exif_transpose(image)
-        if image.mode.startswith("I;16"):
-            return np.asarray(image).astype(np.uint16)
-        if image.mode == "I" and kind == "PNG":  # how older Pillow versions open 16-bit grey
-            return np.asarray(image).astype(np.uint16)
-        if image.mode == "F":
-            return np.asarray(image)
-        if image.mode != "I":
-            return np.asarray(_over_white(image))
-    except Exception as error:  # and so do damaged pixels
-        raise _damaged(name, error) from error
-    raise ImageError(f"{name} holds 32-bit integers of unknown range; save it with 8 or 16 bits.")
-
-
-def _over_white(image: Image.Image) -> Image.Image:
-    if image.mode in ("La", "RGBa"):  # premultiplied
-        image = image.convert({"La": "LA", "RGBa": "RGBA"}[image.mode])
-    if "A" not in image.getbands() and "transparency" not in image.info:
-        return image.convert("RGB")
-    image = image.convert("RGBA")
-    return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+def _assembled(picture: Picture, name: str, size: int | None = None, enlarge: bool = True) -> Tensor:
+    """(1, 3, H, W) float32 of a picture, resized on the way: columns strip by strip, rows at the end."""
+    height, width = picture.height, picture.width
+    target = _target(height, width, size, enlarge)
+    image = torch.empty(1, 3, height, target[1])
+    top = 0
+    for strip in picture.strips():
+        rows = _from_array(strip, name)
+        image[:, :, top : top + len(strip)] = _interpolated(rows, (len(strip), target[1]))
+        top += len(strip)
+    if target != (height, width):
+        image = _interpolated(image, target).clamp(0, 1)
+    if picture.orientation > 4:
+        image = image.mT
+    return image.flip(FLIPS[picture.orientation]).contiguous()
 
 
 def _from_array(pixels: np.ndarray, name: str) -> Tensor:

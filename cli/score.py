@@ -17,8 +17,9 @@ from torch import Tensor, nn
 
 from ..charts import bars
 from ..errors import ImageError, make_folder, one_line
-from ..images import IMAGE_SUFFIXES, load_images, resize_short_side, save_image
+from ..images import load_images, save_image
 from ..models import BPCLIP, MODELS, create_model
+from ..pictures.listing import list_pictures, no_pictures
 from ..rerank import best_first, equal_sized, score_batch
 from ..rewards import FullReference, Reward
 from .console import FAILED, INTERRUPTED, OK, progress, say
@@ -83,34 +84,15 @@ def run_rank(options: argparse.Namespace) -> int:
     return OK if best else FAILED
 
 
-def image_files(paths: list[str], recursive: bool) -> list[Path]:
-    """Files as they are given, folders as the images in them, sorted; hidden files are left out.
-
-    Raises:
-        ValueError: there is no image at all.
-    """
-    files: list[Path] = []
-    for path in map(Path, paths):
-        if not path.is_dir():
-            files.append(path)
-            continue
-        inside = path.rglob("*") if recursive else path.iterdir()
-        files += sorted(f for f in inside if f.suffix.lower() in IMAGE_SUFFIXES and _is_shown(f, path))
-    if not files:
-        hint = "" if recursive else " Add --recursive to look into the folders inside."
-        raise ValueError(f"there is no image in {', '.join(paths)}; expected files such as .png or .jpg.{hint}")
-    return list(dict.fromkeys(files))
-
-
-def _is_shown(file: Path, folder: Path) -> bool:
-    hidden = any(part.startswith(".") for part in file.relative_to(folder).parts)
-    return not hidden and not file.is_dir()
-
-
 def _listed(options: argparse.Namespace) -> list[Row]:
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="surrogateescape")  # names of files need not be text; they go out as they are
-    return [Row(str(path)) for path in image_files(options.paths, options.recursive)]
+    listing = list_pictures(options.paths, options.recursive)
+    for remark in listing.remarks():
+        say(f"iqguide: {remark}")
+    if not listing.files:
+        raise no_pictures(options.paths, options.recursive)
+    return [Row(str(path)) for path in listing.files]
 
 
 def _score_all(rows: list[Row], options: argparse.Namespace) -> None:
@@ -138,8 +120,7 @@ def _score_all(rows: list[Row], options: argparse.Namespace) -> None:
 def _reference(options: argparse.Namespace, limit: int | None) -> Tensor:
     if not options.reference:
         raise ValueError(f"{options.model} compares images with a reference; name it: --reference PATH.")
-    image = load_images(options.reference)
-    return resize_short_side(image, limit, enlarge=False) if limit else image
+    return load_images(options.reference, size=limit or None, enlarge=False)
 
 
 def _explainer(model: nn.Module, options: argparse.Namespace, reference: list[Tensor]) -> Explainer | None:
@@ -165,13 +146,13 @@ def _scored(
     def readable() -> Iterator[Tensor]:
         for row in rows:
             try:
-                image = load_images(row.path)
+                image = load_images(row.path, size=limit or None, enlarge=False)
             except (ImageError, OSError) as error:
                 row.error = one_line(error)
                 bad.append(row)
                 continue
             waiting.append(row)
-            yield resize_short_side(image, limit, enlarge=False) if limit else image
+            yield image
 
     for batch in equal_sized(readable(), BATCH_SIZE, BATCH_PIXELS):
         done = waiting[: len(batch)]

@@ -11,7 +11,8 @@ from pathlib import Path
 import torch
 
 import iqguide
-from iqguide.images import IMAGE_SUFFIXES, ImageError
+from iqguide.errors import ImageError
+from iqguide.pictures.listing import list_pictures
 from iqguide.rerank import equal_sized
 
 
@@ -20,10 +21,12 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("table", type=Path)
     args, device = parser.parse_args(arguments), "cuda" if torch.cuda.is_available() else "cpu"
+    listing = list_pictures([args.folder])
+    print(*listing.remarks(), sep="\n", file=sys.stderr)
     model, read = iqguide.create_model("tiny", device=device), []
 
     def images():
-        for path in sorted(path for path in args.folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES):
+        for path in listing.files:
             try:
                 yield iqguide.load_images(path, size=512)
                 read.append(path)

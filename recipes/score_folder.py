@@ -10,9 +10,11 @@ from pathlib import Path
 import torch
 
 import iqguide
-from iqguide.images import IMAGE_SUFFIXES, ImageError
+from iqguide.errors import ImageError
+from iqguide.pictures.listing import list_pictures
 
 
+@torch.inference_mode()
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path)
@@ -23,14 +25,13 @@ def main(arguments: list[str] | None = None) -> None:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model = iqguide.create_model(args.model, device=device)
     scores: dict[Path, float] = {}
-    for path in sorted(args.folder.rglob("*")):
-        if path.suffix.lower() in IMAGE_SUFFIXES:
-            try:
-                image = iqguide.load_images(path, size=args.size).to(device)
-                with torch.inference_mode():
-                    scores[path] = model(image).item()
-            except ImageError as error:
-                print(error, file=sys.stderr)
+    listing = list_pictures([args.folder])
+    print(*listing.remarks(), sep="\n", file=sys.stderr)
+    for path in listing.files:
+        try:
+            scores[path] = model(iqguide.load_images(path, size=args.size).to(device)).item()
+        except ImageError as error:
+            print(error, file=sys.stderr)
     for path in sorted(scores, key=scores.get, reverse=True):
         print(f"{scores[path]:.3f}  {path}")
 

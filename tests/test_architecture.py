@@ -8,13 +8,14 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-PACKAGES = ("models", "guidance", "search", "nodes", "training", "cli")
+PACKAGES = ("pictures", "models", "guidance", "search", "nodes", "training", "cli")
 
 # layer: (parts of the package it may import, other packages it may import)
 # A layer is a module of the root, a room, or a part of a room that has rules of its own.
 TABLE = {
     "errors": (set(), set()),
-    "images": ({"errors"}, {"torch", "numpy", "PIL"}),
+    "pictures": ({"errors"}, {"numpy", "PIL", "pillow_heif", "pillow_jxl"}),
+    "images": ({"errors", "pictures"}, {"torch", "numpy", "PIL"}),
     "charts": (set(), {"PIL"}),
     "rewards": ({"images"}, {"torch"}),
     "rerank": ({"images", "rewards"}, {"torch", "numpy", "PIL", "tqdm"}),
@@ -39,7 +40,7 @@ TABLE = {
         {"torch", "PIL", "comfy", "comfy_api", "comfy_execution", "folder_paths", "server"},
     ),
     "training": (
-        {"errors", "images", "models"},
+        {"errors", "images", "pictures", "models"},
         {
             "torch",
             "numpy",
@@ -54,7 +55,17 @@ TABLE = {
     ),
     "cli": (
         {
-            *{"errors", "images", "charts", "rewards", "rerank", "models", "guidance", "guidance.diffusers"},
+            *{
+                "errors",
+                "images",
+                "pictures",
+                "charts",
+                "rewards",
+                "rerank",
+                "models",
+                "guidance",
+                "guidance.diffusers",
+            },
             *{"search", "search.halving", "training", ""},
         },
         {"torch", "numpy", "PIL", "diffusers", "tqdm", "accelerate", "transformers", "open_clip", "safetensors"},

@@ -732,7 +732,7 @@ def own_table(root, count=20, sizes=None, last="test"):
 def truncated_held_out(folder, root):
     path = own_table(root / "t") / "09.png"
     path.write_bytes(path.read_bytes()[:300])
-    return ["--dataset=csv", f"--root={path.parent}"], r"09\.png cannot be read as a picture .*; get it again"
+    return ["--dataset=csv", f"--root={path.parent}"], r"09\.png cannot be decoded .*get the file again"
 
 
 def small_held_out(folder, root):
@@ -826,7 +826,7 @@ SPOILT = {
     spoil_twice: r"03\.jpg comes more than once",
     spoil_constant: r"all 17 scores in .* are 50; nothing can be learnt",
     spoil_nan: r"the score of 03\.jpg is nan; expected a finite number",
-    spoil_picture: r"03\.jpg cannot be read as a picture \(.*truncated.*\); get it again",
+    spoil_picture: r"03\.jpg cannot be decoded \(.*truncated.*\).*get the file again",
 }
 
 

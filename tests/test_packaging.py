@@ -74,7 +74,7 @@ def test_dependencies_have_no_upper_bound():
 
 
 def test_extras_exist():
-    assert {"dev", "train", "xformers"} <= set(PROJECT["project"]["optional-dependencies"])
+    assert {"dev", "formats", "train", "xformers"} <= set(PROJECT["project"]["optional-dependencies"])
 
 
 def test_version_is_written_in_one_place():

@@ -6,6 +6,7 @@ columns `image` and `mos`, 0 to 100, higher is better; others are ignored).
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,8 +16,12 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ..images import IMAGE_SUFFIXES, to_rgb
+from ..images import to_rgb
+from ..pictures.listing import Listing, list_pictures
+from ..pictures.opening import check_headers, opened
 from .datasets import load_dataset, official_split, seeded_splits
+
+logger = logging.getLogger(__name__)
 
 GOOD = 55.0  # mean opinion score above which a photograph, at half its size, counts as clean
 HELD_OUT = 5  # one picture group in five is never trained on
@@ -40,12 +45,16 @@ def clean_photographs(data: Path, folder: Path | None = None) -> list[Photograph
 
     Raises:
         FileNotFoundError: there are none.
+        ImageError: one of them cannot be read, or is too large or too small.
     """
     folder = folder or data / "pristine" / "images"
-    found = [Photograph(path) for path in sorted(folder.glob("*")) if path.suffix.lower() in IMAGE_SUFFIXES]
-    if not found:
+    listing = list_pictures([folder], recursive=False) if folder.is_dir() else Listing()
+    for remark in listing.remarks():
+        logger.warning(remark)
+    if not listing.files:
         raise FileNotFoundError(f"no pictures in {folder}; expected clean photographs there: see docs/training.md.")
-    return found
+    check_headers(listing.files)
+    return [Photograph(path) for path in listing.files]
 
 
 def scored_photographs(data: Path) -> list[Photograph]:
@@ -157,26 +166,14 @@ def alike_groups(paths: Sequence[Path]) -> np.ndarray:
     return group
 
 
-def opened(path: Path) -> Image.Image:
-    """A picture as it is in its file, decoded.
+def read(path: Path) -> Image.Image:
+    """A picture as 8-bit RGB, converted as for scoring.
 
     Raises:
-        ValueError: the file is no picture, or not whole.
+        ImageError: the file is no picture, not whole, or has more pixels than are read anywhere.
     """
-    try:
-        with path.open("rb") as file:
-            picture = Image.open(file)
-            picture.load()
-    except FileNotFoundError:
-        raise
-    except (OSError, SyntaxError) as error:  # what Pillow raises for files that are damaged or cut off
-        raise ValueError(f"{path} cannot be read as a picture ({error}); get it again.") from error
-    return picture
-
-
-def read(path: Path) -> Image.Image:
-    """A picture as 8-bit RGB, converted as for scoring (`to_rgb`), which raises as well as `opened`."""
-    return to_rgb(opened(path), str(path))
+    with opened(path) as image:
+        return to_rgb(image, str(path))
 
 
 def read_with_reference(photograph: Photograph) -> list[Image.Image]:

@@ -13,7 +13,8 @@ from accelerate.utils import gather_object, parse_flag_from_env
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from ..images import load_images, resize_short_side
+from ..images import load_images
+from ..pictures.opening import check_headers
 from .correlation import correlations, intervals
 from .datasets import Sample, official_split, seeded_splits
 
@@ -58,6 +59,7 @@ def score_samples(
     bare = [sample.image.name for sample in samples if sample.reference is None]
     if full_reference and bare:
         raise ValueError(f"{bare[0]} has no reference, which this model needs; choose another data set or model.")
+    check_headers(path for s in samples for path in ((s.image, s.reference) if full_reference else (s.image,)))
     state = PartialState()
     mine = range(state.process_index, len(samples), state.num_processes)
     found = []
@@ -75,8 +77,7 @@ def score_samples(
 
 
 def _read(path: Any, short_side: int | None, device: torch.device) -> Tensor:
-    image = load_images(path)
-    return (resize_short_side(image, short_side, enlarge=False) if short_side else image).to(device)
+    return load_images(path, size=short_side or None, enlarge=False).to(device)
 
 
 def chosen(samples: Sequence[Sample], protocol: str) -> list[int]:
