@@ -18,9 +18,10 @@ from torch import Tensor
 from tqdm import tqdm
 
 from iqguide import create_model
-from iqguide.models.bpclip import BPCLIP, MINI, BPCLIPConfig
+from iqguide.models.bpclip import BPCLIP
+from iqguide.models.bpclip_config import MINI, BPCLIPConfig
+from iqguide.models.cache import find_weights
 from iqguide.models.catalog import get_spec
-from iqguide.models.weights import find_weights
 from iqguide.training import fit_bpclip
 from iqguide.training.batches import EACH
 from iqguide.training.data import clean_photographs, read, split, to_tensor

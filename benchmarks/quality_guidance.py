@@ -21,8 +21,8 @@ from quality_qualiclip import margins
 
 from iqguide import RewardGuidance, create_model
 from iqguide.cli.pipelines import load_pipeline
+from iqguide.models.cache import find_weights
 from iqguide.models.catalog import get_spec
-from iqguide.models.weights import find_weights
 from iqguide.training import batches, finetune, objectives
 from iqguide.training.batches import Crops
 from iqguide.training.config import FinetuneConfig

@@ -22,9 +22,9 @@ from tqdm import tqdm
 from iqguide import create_model
 from iqguide.images import load_images
 from iqguide.models import save_model
-from iqguide.models.bpclip import MINI
+from iqguide.models.bpclip_config import MINI
+from iqguide.models.cache import find_weights
 from iqguide.models.catalog import get_spec
-from iqguide.models.weights import find_weights
 from iqguide.training import finetune
 from iqguide.training.config import FinetuneConfig
 from iqguide.training.data import clean_photographs, split

@@ -11,9 +11,9 @@ from quality_protocol import WHOLE, Pictures, Record, cached, collect, digest, f
 from torch import Tensor
 
 from iqguide import create_model
+from iqguide.models.cache import find_weights
 from iqguide.models.catalog import get_spec
 from iqguide.models.tiny import Tiny
-from iqguide.models.weights import find_weights
 from iqguide.training import fit_tiny_head
 from iqguide.training.batches import raw_units
 from iqguide.training.data import Photograph, clean_photographs, split

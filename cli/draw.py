@@ -15,7 +15,8 @@ from torch import nn
 
 from ..guidance import RewardGuidance
 from ..images import to_pil
-from ..models import MODELS, create_model
+from ..models import MODELS
+from ..models.create import create_model
 from ..rerank import Ranking, rank
 from ..rewards import Reward
 from ..search.best_of_n import best_of_n

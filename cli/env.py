@@ -9,7 +9,7 @@ from importlib.metadata import PackageNotFoundError, version
 import torch
 
 from .. import __version__
-from ..models.weights import cache_dir, is_offline
+from ..models.cache import cache_dir, is_offline
 from .console import OK
 
 PACKAGES = (

@@ -16,8 +16,9 @@ import numpy as np
 from ..charts import scatter
 from ..errors import atomic_write, make_folder
 from ..images import picture_format, save_image
-from ..models import MODELS, create_model
+from ..models import MODELS
 from ..models.catalog import get_spec
+from ..models.create import create_model
 from ..training.correlation import fit_logistic, logistic
 from ..training.data import alike_groups
 from ..training.datasets import Sample, load_dataset

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from ..errors import one_line
-from ..models.weights import ASSETS, is_offline
+from ..models.cache import ASSETS, is_offline
 
 DEMO = ASSETS / "demo"
 DEMO_CALL = {"num_inference_steps": 25, "guidance_scale": 3.0}  # what the bundled generator is made for

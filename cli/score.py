@@ -18,7 +18,9 @@ from torch import Tensor, nn
 from ..charts import bars
 from ..errors import ImageError, make_folder, one_line
 from ..images import load_images, save_image
-from ..models import BPCLIP, MODELS, create_model
+from ..models import MODELS
+from ..models.bpclip import BPCLIP
+from ..models.create import create_model
 from ..pictures.listing import list_pictures, no_pictures
 from ..rerank import best_first, equal_sized, score_batch
 from ..rewards import FullReference, Reward

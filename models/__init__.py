@@ -1,23 +1,16 @@
-"""Quality models: what there is, and how to make one. The names load on first use, so listing needs no torch."""
+"""Quality models: what there is, and how to make one. Listing needs no torch; what needs it loads on first use."""
 
-from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from ..errors import WeightsError
+from .bpclip_config import BPCLIPConfig
+from .cache import is_cached
 from .catalog import MODELS, ModelSpec, list_models
+from .clip_config import ClipConfig
+from .describe import Description
 
-_HOMES = {
-    "BPCLIP": ".bpclip",
-    "BPCLIPConfig": ".bpclip",
-    "ClipConfig": ".clip",
-    "ClipIQA": ".clipiqa",
-    "Description": ".describe",
-    "QualiCLIP": ".qualiclip",
-    "WeightsError": "..errors",
-    "create_model": ".create",
-    "is_cached": ".weights",
-    "save_bpclip": ".bpclip_files",
-    "save_model": ".save",
-}
+if TYPE_CHECKING:
+    from .public import BPCLIP, ClipIQA, QualiCLIP, create_model, save_bpclip, save_model
 
 __all__ = [  # noqa: RUF022 - in the order in which a reader meets them
     "create_model",
@@ -36,27 +29,11 @@ __all__ = [  # noqa: RUF022 - in the order in which a reader meets them
     "Description",
 ]
 
-if TYPE_CHECKING:
-    from ..errors import WeightsError
-    from .bpclip import BPCLIP, BPCLIPConfig
-    from .bpclip_files import save_bpclip
-    from .clip import ClipConfig
-    from .clipiqa import ClipIQA
-    from .create import create_model
-    from .describe import Description
-    from .qualiclip import QualiCLIP
-    from .save import save_model
-    from .weights import is_cached
-
 
 def __getattr__(name: str) -> Any:
-    """Import the module that holds a public name when the name is first used (PEP 562)."""
-    if name not in _HOMES:
+    """A public name that needs torch, from public.py (PEP 562)."""
+    if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(import_module(_HOMES[name], __name__), name)
-    globals()[name] = value
-    return value
+    from . import public
 
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    return getattr(public, name)

@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import dataclasses
+import math
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
-from open_clip.modified_resnet import ModifiedResNet
+from open_clip.constants import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..errors import WeightsError
-from .checks import check_images, working_dtype
-from .clip import MEAN, STD
+from .checks import check_shape, working_dtype
+from .clip_config import ClipConfig
 from .describe import Description
-from .save import HubModel
+from .hub import HubModel, bad_config
 
 CALIBRATION = ("margin_mean", "margin_std")
+MAX_PAIRS = 256
+"""Pairs of prompts that a file may bring."""
+MAX_ALPHA = 1e6
+"""CLIP's training holds the scale to 100."""
 
 
 class AntonymScore(nn.Module, HubModel):
@@ -33,7 +39,7 @@ class AntonymScore(nn.Module, HubModel):
     `pairs`, which a sub-class sets, names the columns of `scores`.
 
     Args:
-        visual: the picture tower.
+        visual: a picture tower of `clip_towers`.
         prompts_features: (2 P, E), positive and negative in turn, of any length.
         alpha: scale of the cosines, 100 in OpenAI's CLIP.
         temperature: divides the logits; larger is softer.
@@ -45,7 +51,7 @@ class AntonymScore(nn.Module, HubModel):
     pairs: tuple[tuple[str, str], ...]
     """The P pairs (positive, negative)."""
 
-    def __init__(self, visual: ModifiedResNet, prompts_features: Tensor, alpha: float, temperature: float) -> None:
+    def __init__(self, visual: nn.Module, prompts_features: Tensor, alpha: float, temperature: float) -> None:
         super().__init__()
         if not temperature > 0:
             raise ValueError(f"temperature is {temperature}; expected a positive number.")
@@ -55,8 +61,8 @@ class AntonymScore(nn.Module, HubModel):
         self.register_buffer("alpha", torch.tensor(float(alpha)))
         self.register_buffer("margin_mean", torch.tensor(0.0))
         self.register_buffer("margin_std", torch.tensor(1.0))
-        self.register_buffer("pixel_mean", torch.tensor(MEAN).view(3, 1, 1), persistent=False)
-        self.register_buffer("pixel_std", torch.tensor(STD).view(3, 1, 1), persistent=False)
+        self.register_buffer("pixel_mean", torch.tensor(OPENAI_DATASET_MEAN).view(3, 1, 1), persistent=False)
+        self.register_buffer("pixel_std", torch.tensor(OPENAI_DATASET_STD).view(3, 1, 1), persistent=False)
 
     def forward(self, images: Tensor) -> Tensor:
         """Mean probability of the positive prompts.
@@ -89,7 +95,7 @@ class AntonymScore(nn.Module, HubModel):
 
     def features(self, images: Tensor) -> Tensor:
         """The pictures' features, of length one: images as in `forward` -> (N, E) in float32 or better."""
-        check_images(images)
+        check_shape(images)
         pixels = (images.to(working_dtype(images.dtype)) - self.pixel_mean) / self.pixel_std
         features = self.visual(pixels.to(self.visual.conv1.weight.dtype))
         return F.normalize(features.to(working_dtype(features.dtype)), dim=-1)
@@ -134,6 +140,15 @@ class AntonymScore(nn.Module, HubModel):
         """
         return (self.logits(images).mean(1) - self.margin_mean) / self.margin_std
 
+    def saved_tensors(self) -> dict[str, Tensor]:
+        """All in full precision: a fine-tuning at the published rate moves them by less than half precision tells."""
+        return self.state_dict()
+
+    def saved_config(self) -> dict[str, Any]:
+        """Sizes of the tower, temperature and pairs."""
+        sizes = dataclasses.asdict(self.visual.config)
+        return {"clip": sizes, "temperature": self.temperature, "pairs": self.pairs}
+
     @torch.no_grad()
     def calibrate_margin(self, batches: Iterable[Tensor]) -> None:
         """Measure the mean and the spread of the margin over clean photographs and keep them as buffers.
@@ -162,13 +177,50 @@ class AntonymScore(nn.Module, HubModel):
         return self
 
 
+def read_settings(config: Mapping[str, Any], source: object) -> dict[str, Any]:
+    """What `AntonymScore.save` has written beside the tensors, checked.
+
+    Args:
+        config: of the file; empty for a file that others have written.
+        source: what messages call the file.
+
+    Returns:
+        `clip` (a ClipConfig), `temperature` and `pairs`, or nothing.
+
+    Raises:
+        WeightsError: a value is missing, unknown or out of range.
+    """
+    if not config:
+        return {}
+    try:
+        sizes = {name: tuple(v) if isinstance(v, list) else v for name, v in config["clip"].items()}
+        clip, temperature = ClipConfig(**sizes), float(config["temperature"])
+        pairs = tuple((positive, negative) for positive, negative in config["pairs"])
+        if not (0 < temperature < math.inf and 1 <= len(pairs) <= MAX_PAIRS):
+            raise ValueError(f"temperature is {temperature} and there are {len(pairs)} pairs")
+        if not all(isinstance(prompt, str) for pair in pairs for prompt in pair):
+            raise ValueError("pairs are no texts")
+    except (TypeError, ValueError, KeyError, AttributeError) as error:
+        raise bad_config(source, error) from error
+    return {"clip": clip, "temperature": temperature, "pairs": pairs}
+
+
+def check_features(features: Tensor, pairs: int, embed_dim: int, source: object) -> Tensor:
+    """The features of a file's prompts, which must be of the shape (2 pairs, embed_dim)."""
+    expected = (2 * pairs, embed_dim)
+    if tuple(features.shape) != expected:
+        raise WeightsError(f"{source} has prompts_features of shape {tuple(features.shape)}; expected {expected}.")
+    return features
+
+
 def read_alpha(rest: Mapping[str, Tensor], source: object) -> float:
-    """The scale of the cosines: exp(logit_scale) of a CLIP checkpoint, or the alpha of a state dict of ours."""
-    if "alpha" in rest:
-        return float(rest["alpha"])
-    if "logit_scale" in rest:
-        return float(rest["logit_scale"].double().exp())
-    raise WeightsError(f"{source} has no logit_scale; expected a CLIP checkpoint.")
+    """The scale of the cosines: exp(logit_scale) of a CLIP checkpoint, or the alpha of a file of ours."""
+    if not rest.keys() & {"alpha", "logit_scale"}:
+        raise WeightsError(f"{source} has no logit_scale; expected a CLIP checkpoint.")
+    alpha = float(rest["alpha"] if "alpha" in rest else rest["logit_scale"].double().exp())
+    if not 0 < alpha < MAX_ALPHA:
+        raise WeightsError(f"{source} scales its cosines by {alpha:g}; expected about 100: it is damaged.")
+    return alpha
 
 
 def check_rest(rest: Mapping[str, Any], source: object) -> None:

@@ -12,79 +12,25 @@ Source:
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Iterable
-from dataclasses import dataclass
+from typing import Any
 
-import timm
 import torch
-from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .adjectives import Pairs, adjectives, read_pairs
+from ..errors import WeightsError
+from .adjectives import adjectives
 from .attention import check_backend
+from .bpclip_backbone import IMAGENET_MEAN, IMAGENET_STD, make_backbone
 from .bpclip_blocks import Attention, GatedLocalPooling, Level, PositionalEncoding
-from .checks import check_images, working_dtype
+from .bpclip_config import BPCLIPConfig, read_config
+from .checks import check_shape, working_dtype
 from .describe import Description
-from .save import HubModel
-
-CHOICES = {
-    "batch_norm": ("frozen", "trained"),
-    "direction": ("bottom-up", "top-down"),
-    "anchors": ("adjectives", "none"),
-}
-
-
-@dataclass(frozen=True)
-class BPCLIPConfig:
-    """Sizes and choices of a BPCLIP; a trained file carries its own. The defaults are the full-size model."""
-
-    full_reference: bool = False
-    """Whether pictures are compared with a reference."""
-    backbone: str = "resnet50"
-    """A ResNet of timm."""
-    channels: tuple[int, int, int, int] | None = None
-    """Of its four stages, for a narrower one than its name says (which then has a stem of three 3x3 convolutions)."""
-    batch_norm: str = "frozen"
-    """"frozen" as in the paper, or "trained", for a backbone that starts from random weights."""
-    width: int = 512
-    """D, channels of the tokens."""
-    heads: int = 8
-    """Of the attention."""
-    mask_width: int = 64
-    """Channels inside the pooling's mask."""
-    positions: int = 12
-    """Side of the positional encoding's grid."""
-    text_dim: int = 512
-    """Size of the text's space: 512 for CLIP ViT-B/32, 1024 for RN50."""
-    head_width: int = 64
-    """Hidden size of the head."""
-    direction: str = "bottom-up"
-    """"bottom-up": each level asks the next deeper one, as in the paper; "top-down": the deeper one asks."""
-    weight_branch: bool = True
-    """Whether tokens are weighed by the self-attention branch (equation 5); False for the paper's ablation."""
-    anchors: str = "adjectives"
-    """"adjectives", or "none": the head reads the levels' vectors themselves, for the paper's ablation."""
-    pairs: Pairs = dataclasses.field(default_factory=read_pairs)
-    """(dimension, positive adjective, negative adjective) of each antonym pair."""
-    template: str = "{}"
-    """Prompt around an adjective; the paper's figure 1 shows the bare words."""
-    text_source: str = "random"
-    """Where the adjectives' features came from: "random" directions that mean nothing, or the file of a CLIP."""
-
-    def __post_init__(self) -> None:
-        for name, choices in CHOICES.items():
-            if getattr(self, name) not in choices:
-                raise ValueError(f"{name} is {getattr(self, name)!r}; expected one of {', '.join(choices)}.")
-        if self.width % self.heads:
-            raise ValueError(f"width {self.width} is no multiple of heads {self.heads}; choose one that is.")
-
-
-FULL = BPCLIPConfig()
-FULL_REFERENCE = BPCLIPConfig(full_reference=True)
-MINI = BPCLIPConfig(
-    backbone="resnet18", channels=(32, 64, 128, 256), batch_norm="trained", width=192, heads=4, mask_width=32
-)
+from .hub import HubModel, read_saved
+from .seed import fixed_seed
+from .weights import load_strict
 
 
 class BPCLIP(nn.Module, HubModel):
@@ -124,8 +70,8 @@ class BPCLIP(nn.Module, HubModel):
         self.register_buffer("text_features", F.normalize(text_features.float(), dim=-1))
         self.register_buffer("margin_mean", torch.tensor(0.0))
         self.register_buffer("margin_std", torch.tensor(1.0))
-        self.register_buffer("pixel_mean", torch.tensor(IMAGENET_DEFAULT_MEAN).view(3, 1, 1), persistent=False)
-        self.register_buffer("pixel_std", torch.tensor(IMAGENET_DEFAULT_STD).view(3, 1, 1), persistent=False)
+        self.register_buffer("pixel_mean", torch.tensor(IMAGENET_MEAN).view(3, 1, 1), persistent=False)
+        self.register_buffer("pixel_std", torch.tensor(IMAGENET_STD).view(3, 1, 1), persistent=False)
 
     def forward(self, images: Tensor, reference: Tensor | None = None) -> Tensor:
         """Score.
@@ -174,21 +120,21 @@ class BPCLIP(nn.Module, HubModel):
         """
         if self.config.anchors == "none":
             raise ValueError("this model has no adjectives (anchors='none'); it can only be asked for its score.")
-        given = [x if x is None or x.ndim == 4 else x[None] for x in (image, reference)]
-        if len(given[0]) != 1:
-            raise ValueError(f"got {len(given[0])} pictures; expected one: model.describe(images[0]).")
-        cosines = self.similarities(*given).mean(1)[0].tolist()
+        batches = [x if x is None or x.ndim == 4 else x[None] for x in (image, reference)]
+        if len(batches[0]) != 1:
+            raise ValueError(f"got {len(batches[0])} pictures; expected one: model.describe(images[0]).")
+        cosines = self.similarities(*batches).mean(1)[0].tolist()
         words = adjectives(self.config.pairs)
-        found: dict[str, list[float]] = {}
+        differences: dict[str, list[float]] = {}
         for (dimension, _, _), positive, negative in zip(self.config.pairs, cosines[::2], cosines[1::2], strict=True):
-            found.setdefault(dimension, []).append((positive - negative) / 2)
-        dimensions = {name: sum(values) / len(values) for name, values in found.items()}
+            differences.setdefault(dimension, []).append((positive - negative) / 2)
+        dimensions = {name: sum(values) / len(values) for name, values in differences.items()}
         parts = {"dimensions": dimensions, "adjectives": dict(zip(words, cosines, strict=True))}
-        return Description(self(*given).item(), parts)
+        return Description(self(*batches).item(), parts)
 
     def maps(self, images: Tensor) -> list[Tensor]:
         """The five feature maps (N, C_i, h_i, w_i) of pictures as in `forward`, strides 2 to 32."""
-        check_images(images)
+        check_shape(images)
         pixels = (images.to(working_dtype(images.dtype)) - self.pixel_mean) / self.pixel_std
         return self.backbone(pixels.to(self.positions.grid.dtype))
 
@@ -201,10 +147,10 @@ class BPCLIP(nn.Module, HubModel):
     def read(self, pooled: list[Tensor]) -> Tensor:
         """What the pools make of each level, (N, width, H, W) each -> the levels' vectors x_i (N, levels, text_dim)."""
         tokens = [self.positions(plane).flatten(2).transpose(1, 2) for plane in pooled]
-        found = []
+        vectors = []
         for level, shallow, deep in zip(self.levels, tokens[:-1], tokens[1:], strict=True):
-            found.append(level(shallow, deep) if self.config.direction == "bottom-up" else level(deep, shallow))
-        return torch.stack(found, 1)
+            vectors.append(level(shallow, deep) if self.config.direction == "bottom-up" else level(deep, shallow))
+        return torch.stack(vectors, 1)
 
     def judge(self, vectors: Tensor) -> Tensor:
         """Levels' vectors (N, levels, text_dim) -> p (N,), equations 8 and 9, in float32 or better."""
@@ -218,6 +164,22 @@ class BPCLIP(nn.Module, HubModel):
     def seen(self, vectors: Tensor) -> Tensor:
         """What the head reads of the levels' vectors: their cosines with the adjectives, or they themselves."""
         return self._cosines(vectors) if self.config.anchors == "adjectives" else vectors
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> BPCLIP:
+        """Read a file of `save`, with or without a reference; see `HubModel.load`."""
+        tensors, values = read_saved(path, cls.__name__)
+        if not values:
+            raise WeightsError(f"{path} has no config; expected a file that save_model has written.")
+        config = read_config(values, path)
+        with fixed_seed(0):
+            model = cls(config, torch.ones(len(adjectives(config.pairs)), config.text_dim))
+        load_strict(model, tensors, path)
+        return model
+
+    def saved_config(self) -> dict[str, Any]:
+        """Sizes and choices."""
+        return dataclasses.asdict(self.config)
 
     @torch.no_grad()
     def calibrate_margin(self, batches: Iterable[Tensor]) -> None:
@@ -244,14 +206,14 @@ class BPCLIP(nn.Module, HubModel):
 
     def _reference_maps(self, images: Tensor, reference: Tensor | None) -> list[Tensor] | None:
         """The maps of the reference, one for each picture; None for a model that takes no reference."""
-        check_images(images)
+        check_shape(images)
         if not self.config.full_reference:
             if reference is not None:
                 raise ValueError("this model takes no reference; use 'bpclip-fr' to compare pictures with one.")
             return None
         if reference is None:
             raise ValueError("this model compares pictures with a reference; expected model(images, reference).")
-        check_images(reference)
+        check_shape(reference)
         if images.shape[2:] != reference.shape[2:] or len(reference) not in (1, len(images)):
             raise ValueError(
                 f"images have shape {tuple(images.shape)} and the reference {tuple(reference.shape)}; expected equal "
@@ -262,34 +224,11 @@ class BPCLIP(nn.Module, HubModel):
     def _bounded(self, images: Tensor, reference: Tensor | None) -> Tensor:
         """`raw`; with a reference at most what the reference itself gets."""
         others = self._reference_maps(images, reference)
-        found = self.judge(self.vectors(self.maps(images), others))
-        return found if others is None else torch.minimum(found, self.judge(self.vectors(others, others)))
+        scores = self.judge(self.vectors(self.maps(images), others))
+        return scores if others is None else torch.minimum(scores, self.judge(self.vectors(others, others)))
 
     def _cosines(self, vectors: Tensor) -> Tensor:
         """(N, levels, text_dim) -> (N, levels, 2 P) in float32 or better."""
         vectors = F.normalize(vectors.to(working_dtype(vectors.dtype)), dim=-1)
         with torch.autocast(vectors.device.type, enabled=False):
             return vectors @ self.text_features.to(vectors).T
-
-
-def make_backbone(config: BPCLIPConfig) -> nn.Module:
-    """The ResNet of a config with random weights: pictures -> five maps, strides 2 to 32.
-
-    The last batch normalisation of each block starts at 1/2: at timm's 0 frozen blocks would be dead, at 1 the signal
-    grows from block to block.
-    """
-    narrow = {}
-    if config.channels is not None:
-        narrow = {"channels": config.channels, "stem_type": "deep", "stem_width": config.channels[0] // 2}
-    try:
-        network = timm.create_model(config.backbone, features_only=True, zero_init_last=False, **narrow)
-    except (RuntimeError, TypeError) as error:
-        raise ValueError(
-            f"backbone {config.backbone!r} is no ResNet of timm; expected one such as resnet50."
-        ) from error
-    norms = [name for name, module in network.named_modules() if isinstance(module, nn.BatchNorm2d)]
-    blocks = {name.rpartition(".")[0] for name in norms if name.startswith("layer") and "downsample" not in name}
-    for block in blocks:
-        last = max(name for name in norms if name.startswith(f"{block}.bn"))
-        nn.init.constant_(network.get_submodule(last).weight, 0.5)
-    return timm.layers.freeze_batch_norm_2d(network) if config.batch_norm == "frozen" else network

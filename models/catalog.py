@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from difflib import get_close_matches
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -21,8 +22,13 @@ class ModelSpec:
     """Name of the weights file in the cache, or in models/assets when `url` is None."""
     url: str | None = None
     """Where the weights are downloaded from; None when they come with the package, or when there are none."""
+    copy_url: str | None = None
+    """Where the same weights are too; tried when nothing comes from `url`."""
     sha256: str | None = None
-    """Checksum of the file; None when its publisher gives none: then the first download is recorded and held to."""
+    """Checksum of the file, or its first digits; None when its publisher gives none: then that of the first download is
+    recorded and held to."""
+    base: ModelSpec | None = None
+    """The weights that this one needs as well: the CLIP on which its prompts were learned."""
     paper: str | None = None
     """Where the method is described."""
     native_size: int | None = None
@@ -44,84 +50,138 @@ class ModelSpec:
         return self.trained and self.url is None
 
 
+PYIQA = "https://huggingface.co/chaofengc/IQA-PyTorch-Weights/resolve/main/"
+NC, NC_SA = (f"{licence} 4.0 (non-commercial use only)" for licence in ("CC BY-NC", "CC BY-NC-SA"))
+QUALICLIP_PAPER, CLIPIQA_PAPER = "https://arxiv.org/abs/2403.11176", "https://arxiv.org/abs/2207.12396"
+BPCLIP_PAPER = "https://arxiv.org/abs/2506.17969"
+
+TINY = ModelSpec(
+    name="tiny",
+    summary="small network that comes with the package; trained for guidance as well as for scoring",
+    licence="Apache-2.0",
+    filename="tiny.safetensors",
+    native_size=512,
+    megabytes=4,
+)
+QUALICLIP = ModelSpec(
+    name="qualiclip",
+    summary="CLIP RN50 fine-tuned to rank degradations, read through 7 antonym pairs of prompts",
+    licence=NC,
+    filename="qualiclip.pth",
+    url="https://github.com/miccunifi/QualiCLIP/releases/download/weights/qualiclip.pth",
+    copy_url=f"{PYIQA}QualiCLIP.pth",
+    paper=QUALICLIP_PAPER,
+    native_size=512,
+    megabytes=408,
+)
+CLIPIQA = ModelSpec(
+    name="clipiqa",
+    summary="CLIP RN50 as OpenAI trained it, read through 'Good photo.' / 'Bad photo.' or any antonym pairs",
+    licence="MIT",
+    filename="resnet50_clip.openai.safetensors",
+    # A fixed revision: what is behind this address never changes.
+    url="https://huggingface.co/timm/resnet50_clip.openai/resolve/"
+    "00fd56258d8020fda2c9a8b683cf883d477ad3eb/open_clip_model.safetensors",
+    paper=CLIPIQA_PAPER,
+    native_size=512,
+    megabytes=408,
+)
+CLIP_VIT_L14 = ModelSpec(
+    name="CLIP ViT-L/14",
+    summary="CLIP ViT-L/14 as OpenAI trained it, the base of 'clipiqa+_vitL14_512'",
+    licence="MIT",
+    filename="vit_large_patch14_clip_224.openai.safetensors",
+    url="https://huggingface.co/timm/vit_large_patch14_clip_224.openai/resolve/main/open_clip_model.safetensors",
+    paper=CLIPIQA_PAPER,
+    megabytes=1711,
+)
+"""No model of its own: weights that another one needs."""
+
+
+def _qualiclip_plus(name: str, data: str, native_size: int) -> ModelSpec:
+    filename = f"QualiCLIP+_{name.partition('-')[2] or 'koniq'}.pth"
+    return ModelSpec(
+        name=name,
+        summary=f"QualiCLIP with prompts learned from people's scores on {data}; needs QualiCLIP's weights too",
+        licence=NC_SA,
+        filename=filename,
+        url=PYIQA + filename.replace("+", "%2B"),
+        base=QUALICLIP,
+        paper=QUALICLIP_PAPER,
+        native_size=native_size,
+        megabytes=2,
+    )
+
+
+def _clipiqa_plus(name: str, summary: str, filename: str, base: ModelSpec, native_size: int) -> ModelSpec:
+    return ModelSpec(
+        name=name,
+        summary=summary,
+        licence=NC_SA,
+        filename=filename,
+        url=PYIQA + filename.replace("+", "%2B"),
+        sha256=filename.rpartition("-")[2].removesuffix(".pth"),  # as torch.hub names files: their first 8 digits
+        base=base,
+        paper=CLIPIQA_PAPER,
+        native_size=native_size,
+    )
+
+
+def _bpclip(name: str, summary: str, **options: Any) -> ModelSpec:
+    filename = f"{name}.safetensors"
+    return ModelSpec(name=name, summary=summary, filename=filename, paper=BPCLIP_PAPER, **options)
+
+
 MODELS: dict[str, ModelSpec] = {
     spec.name: spec
     for spec in (
-        ModelSpec(
-            name="tiny",
-            summary="small network that comes with the package; trained for guidance as well as for scoring",
-            licence="Apache-2.0",
-            filename="tiny.safetensors",
-            native_size=512,
-            megabytes=4,
-        ),
-        ModelSpec(
-            name="qualiclip",
-            summary="CLIP RN50 fine-tuned to rank degradations, read through 7 antonym pairs of prompts",
-            licence="CC BY-NC 4.0 (non-commercial use only)",
-            filename="qualiclip.pth",
-            url="https://github.com/miccunifi/QualiCLIP/releases/download/weights/qualiclip.pth",
-            paper="https://arxiv.org/abs/2403.11176",
-            native_size=512,
-            megabytes=408,
-        ),
-        ModelSpec(
-            name="clipiqa",
-            summary="CLIP RN50 as OpenAI trained it, read through 'Good photo.' / 'Bad photo.' or any antonym pairs",
-            licence="MIT",
-            filename="resnet50_clip.openai.safetensors",
-            # A fixed revision: what is behind this address never changes.
-            url="https://huggingface.co/timm/resnet50_clip.openai/resolve/"
-            "00fd56258d8020fda2c9a8b683cf883d477ad3eb/open_clip_model.safetensors",
-            paper="https://arxiv.org/abs/2207.12396",
-            native_size=512,
-            megabytes=408,
-        ),
-        ModelSpec(
-            name="qualiclip+",
-            summary="QualiCLIP with prompts learned from people's scores on KonIQ-10k; needs QualiCLIP's weights too",
-            licence="CC BY-NC-SA 4.0 (non-commercial use only)",
-            filename="QualiCLIP+_koniq.pth",
-            url="https://huggingface.co/chaofengc/IQA-PyTorch-Weights/resolve/main/QualiCLIP%2B_koniq.pth",
-            paper="https://arxiv.org/abs/2403.11176",
-            native_size=512,
-            megabytes=2,
-        ),
-        ModelSpec(
-            name="clipiqa+",
-            summary="CLIP-IQA with a context learned from people's scores on KonIQ-10k; needs CLIP's weights too",
-            licence="CC BY-NC-SA 4.0 (non-commercial use only)",
-            filename="CLIP-IQA+_learned_prompts-603f3273.pth",
-            url="https://huggingface.co/chaofengc/IQA-PyTorch-Weights/resolve/main/"
-            "CLIP-IQA%2B_learned_prompts-603f3273.pth",
-            paper="https://arxiv.org/abs/2207.12396",
+        TINY,
+        QUALICLIP,
+        CLIPIQA,
+        _qualiclip_plus("qualiclip+", "KonIQ-10k", 768),
+        _qualiclip_plus("qualiclip+-clive", "LIVE Challenge", 512),
+        _qualiclip_plus("qualiclip+-flive", "FLIVE", 416),
+        _qualiclip_plus("qualiclip+-spaq", "SPAQ", 512),
+        _clipiqa_plus(
+            "clipiqa+",
+            "CLIP-IQA with a context learned from people's scores on KonIQ-10k; needs CLIP's weights too",
+            "CLIP-IQA+_learned_prompts-603f3273.pth",
+            base=CLIPIQA,
             native_size=768,
         ),
-        ModelSpec(
-            name="bpclip",
-            summary="ResNet-50 pyramid read from the bottom up and compared with 40 adjectives",
+        _clipiqa_plus(
+            "clipiqa+_rn50_512",
+            "the same with a context for each prompt, learned on KonIQ-10k at 512x384; needs CLIP's weights too",
+            "CLIPIQA+_RN50_512-89f5d940.pth",
+            base=CLIPIQA,
+            native_size=384,
+        ),
+        _clipiqa_plus(
+            "clipiqa+_vitL14_512",
+            "the same with CLIP ViT-L/14, whose weights (1.7 GB) it needs too",
+            "CLIPIQA+_ViTL14_512-e66488f2.pth",
+            base=CLIP_VIT_L14,
+            native_size=384,
+        ),
+        _bpclip(
+            "bpclip",
+            "ResNet-50 pyramid read from the bottom up and compared with 40 adjectives",
             licence="of whoever trains them",
-            filename="bpclip.safetensors",
-            paper="https://arxiv.org/abs/2506.17969",
             native_size=384,
             trained=False,
         ),
-        ModelSpec(
-            name="bpclip-fr",
-            summary="the same, comparing a picture with a reference",
+        _bpclip(
+            "bpclip-fr",
+            "the same, comparing a picture with a reference",
             licence="of whoever trains them",
-            filename="bpclip-fr.safetensors",
-            paper="https://arxiv.org/abs/2506.17969",
             native_size=384,
             full_reference=True,
             trained=False,
         ),
-        ModelSpec(
-            name="bpclip-mini",
-            summary="bpclip at a size that trains on a desktop: half-width ResNet-18, 5 million parameters",
+        _bpclip(
+            "bpclip-mini",
+            "bpclip at a size that trains on a desktop: half-width ResNet-18, 5 million parameters",
             licence="Apache-2.0",
-            filename="bpclip-mini.safetensors",
-            paper="https://arxiv.org/abs/2506.17969",
             native_size=512,
             megabytes=10,
         ),

@@ -1,4 +1,7 @@
-"""Checks of what a model is given. Shapes and dtypes only: looking at values would wait for the device."""
+"""What a model checks at each call: shape and dtype of pictures.
+
+Their values are checked at the edges of the package (`images.check_images`), since looking at them makes a GPU wait.
+"""
 
 from __future__ import annotations
 
@@ -6,8 +9,8 @@ import torch
 from torch import Tensor
 
 
-def check_images(images: Tensor, min_side: int = 32) -> None:
-    """Refuse what is not a batch of RGB pictures.
+def check_shape(images: Tensor, min_side: int = 32) -> None:
+    """Refuse a tensor that does not have the shape and dtype of a batch of RGB pictures.
 
     Values are not looked at, since that would make a GPU wait: they should be in [0, 1]. A NaN pixel gives a NaN score
     for its picture and leaves the rest of the batch alone.

@@ -1,135 +1,66 @@
-"""CLIP ResNet towers from open_clip: one for pictures of any size, and one for text, used once to encode prompts.
-
-Source:
-    Radford et al. (2021), "Learning Transferable Visual Models From Natural Language Supervision",
-    https://arxiv.org/abs/2103.00020. Leaving out the positional embedding of the attention pool, so that any size can
-    be scored: Wang et al. (2023), "Exploring CLIP for Assessing the Look and Feel of Images",
-    https://arxiv.org/abs/2207.12396.
-"""
+"""CLIP checkpoints: taken apart into towers, and prompts encoded with the text tower."""
 
 from __future__ import annotations
 
+import dataclasses
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+import logging
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
 
 import torch
 from open_clip import tokenize
-from open_clip.constants import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
-from open_clip.modified_resnet import AttentionPool2d, ModifiedResNet
-from open_clip.transformer import QuickGELU, TextTransformer
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from ..errors import WeightsError
-from .weights import check_layout, load_strict
+from .clip_config import RN50, ClipConfig
+from .clip_towers import text_tower
+from .seed import fixed_seed
+from .weights import WHOLE, check_layout, load_strict
 
-MEAN, STD = OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
-IGNORED = {"input_resolution", "context_length", "vocab_size"}  # three numbers in OpenAI's own state dicts
-
-
-@dataclass(frozen=True)
-class ClipConfig:
-    """Sizes of a CLIP with a ResNet picture tower. The defaults are open_clip's `RN50-quickgelu`."""
-
-    layers: tuple[int, int, int, int] = (3, 4, 6, 3)
-    """Blocks of the four stages of the picture tower."""
-    width: int = 64
-    """Channels of its stem; its features have 32 times as many."""
-    head_width: int = 64
-    """Channels of one head of the attention pool."""
-    embed_dim: int = 1024
-    """Size of the space that pictures and texts share."""
-    image_size: int = 224
-    """Side in px of the training pictures; fixes only the shape of the unused positional embedding."""
-    text_width: int = 512
-    """Channels of the text tower."""
-    text_heads: int = 8
-    """Heads of the text tower."""
-    text_layers: int = 12
-    """Blocks of the text tower."""
-    context_length: int = 77
-    """Most tokens of a prompt."""
-    vocab_size: int = 49408
-    """Entries of CLIP's vocabulary."""
+logger = logging.getLogger(__name__)
+TOLD_BY = "open_clip_config.json"
+"""The file that open_clip writes beside weights."""
 
 
-RN50 = ClipConfig()
+def with_activation(config: ClipConfig, path: Path, quick_gelu: bool | None) -> ClipConfig:
+    """A config with the activation that the CLIP in a file was trained with: as asked for, or as is told beside it.
 
+    Weights do not show whether they were trained with QuickGELU, as OpenAI's were, or with plain GELU, as most of
+    open_clip's were; with the wrong one the text features are off. `open_clip_config.json` tells, where it lies beside
+    the file; without it the config stays as it is.
 
-class FirstTokenPool(AttentionPool2d):
-    """CLIP's attention pool without positional embedding, asking only with the first token.
-
-    The full pool answers for each of its 1 + h w tokens and returns the first answer. Asking with the first token alone
-    gives the same numbers at a cost that grows with the number of tokens and not with its square. The unused
-    `positional_embedding` stays a parameter, so that files keep their layout.
-    """
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Feature maps (N, C, h, w) -> (N, output_dim)."""
-        patches = x.flatten(2).transpose(1, 2)
-        tokens = torch.cat([patches.mean(1, keepdim=True), patches], 1)
-        query = self._heads(self.q_proj(tokens[:, :1]))
-        key, value = self._heads(self.k_proj(tokens)), self._heads(self.v_proj(tokens))
-        attention = (query @ key.transpose(-1, -2) * query.shape[-1] ** -0.5).softmax(-1)
-        return self.c_proj((attention @ value).transpose(1, 2).flatten(1))
-
-    def _heads(self, x: Tensor) -> Tensor:
-        return x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
-
-
-def picture_tower(config: ClipConfig = RN50) -> ModifiedResNet:
-    """A float32 picture tower, not loaded: pictures (N, 3, H, W), normalised, at least 32 px -> (N, embed_dim)."""
-    features = config.width * 32
-    heads = features // config.head_width
-    tower = ModifiedResNet(list(config.layers), config.embed_dim, heads, config.image_size, config.width)
-    tower.attnpool = FirstTokenPool(config.image_size // 32, features, heads, config.embed_dim)
-    return tower.float()
-
-
-def sizes_of(tower: ModifiedResNet) -> ClipConfig:
-    """The sizes of a picture tower that `picture_tower` has made; those of the text tower are the defaults."""
-    blocks = tuple(len(tower.get_submodule(f"layer{n}")) for n in range(1, 5))
-    width, pool = 2 * tower.conv1.out_channels, tower.attnpool
-    return ClipConfig(
-        layers=blocks,
-        width=width,
-        head_width=width * 32 // pool.num_heads,
-        embed_dim=pool.c_proj.out_features,
-        image_size=32 * round((len(pool.positional_embedding) - 1) ** 0.5),
-    )
-
-
-def read_saved(metadata: Mapping[str, str], source: object) -> dict[str, Any]:
-    """What `save_model` has written beside the tensors: `clip`, a ClipConfig, `temperature`, `pairs`; else nothing.
+    Args:
+        config: sizes of the CLIP.
+        path: of its weights.
+        quick_gelu: what was asked for; None to go by what is told.
 
     Raises:
-        WeightsError: it cannot be read.
+        WeightsError: what lies beside the file cannot be read.
     """
-    if "config" not in metadata:
-        return {}
+    told = _told_activation(path.with_name(TOLD_BY))
+    names = {True: "QuickGELU", False: "plain GELU"}
+    if quick_gelu is None and told is not None:
+        logger.info("%s was trained with %s, as %s beside it says.", path.name, names[told], TOLD_BY)
+    elif told not in (None, quick_gelu):
+        logger.warning(
+            "%s was trained with %s, as %s beside it says, and is read with %s, as asked for: its texts mean less.",
+            *(path.name, names[told], TOLD_BY, names[quick_gelu]),
+        )
+    chosen = next((choice for choice in (quick_gelu, told) if choice is not None), config.quick_gelu)
+    return dataclasses.replace(config, quick_gelu=chosen)
+
+
+def _told_activation(path: Path) -> bool | None:
+    if not path.is_file():
+        return None
     try:
-        found = json.loads(metadata["config"])
-        sizes = {name: tuple(v) if isinstance(v, list) else v for name, v in found["clip"].items()}
-        pairs = tuple((positive, negative) for positive, negative in found["pairs"])
-        return {"clip": ClipConfig(**sizes), "temperature": float(found["temperature"]), "pairs": pairs}
-    except (TypeError, ValueError, KeyError) as error:
-        raise WeightsError(f"{source} has a config that this version does not know ({error}).") from error
-
-
-def text_tower(config: ClipConfig = RN50) -> TextTransformer:
-    """A float32 text tower, not loaded: tokens (P, context_length) -> (P, embed_dim)."""
-    return TextTransformer(
-        context_length=config.context_length,
-        vocab_size=config.vocab_size,
-        width=config.text_width,
-        heads=config.text_heads,
-        layers=config.text_layers,
-        output_dim=config.embed_dim,
-        act_layer=QuickGELU,
-    ).float()
+        sizes = json.loads(path.read_text("utf-8"))["model_cfg"]
+        return bool(sizes.get("quick_gelu", False))  # open_clip's default
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        raise WeightsError(f"{path} cannot be read ({error}); mend it, or take it away.") from error
 
 
 def text_layout(config: ClipConfig = RN50) -> dict[str, tuple[int, ...]]:
@@ -190,7 +121,7 @@ def take_apart(state: Mapping[str, Tensor], config: ClipConfig, source: object) 
     rest = {name: tensor for name, tensor in state.items() if not name.startswith(("visual.", *heads))}
     if text:
         check_layout(layout, text, source)
-    return ClipState(picture, text, {name: tensor for name, tensor in rest.items() if name not in IGNORED})
+    return ClipState(picture, text, {name: tensor for name, tensor in rest.items() if name not in WHOLE})
 
 
 def encode_prompts(prompts: Sequence[str], state: Mapping[str, Tensor], config: ClipConfig, source: object) -> Tensor:
@@ -218,22 +149,3 @@ def encode_prompts(prompts: Sequence[str], state: Mapping[str, Tensor], config: 
     load_strict(tower, state, source)
     with torch.no_grad():
         return F.normalize(tower.eval()(tokens), dim=-1)
-
-
-def random_picture_tower(config: ClipConfig = RN50) -> ModifiedResNet:
-    """A picture tower whose random weights keep the signal alive to the end (open_clip's own start lets it die out)."""
-    tower = picture_tower(config)
-    for name, parameter in tower.named_parameters():
-        if parameter.ndim == 4:
-            nn.init.kaiming_normal_(parameter, nonlinearity="relu")
-        elif name.endswith("bn3.weight"):
-            nn.init.constant_(parameter, 1.0 if name == "bn3.weight" else 0.5)
-    return tower
-
-
-@contextmanager
-def fixed_seed(seed: int) -> Iterator[None]:
-    """Seed the CPU's generator inside, and leave the caller's random state as it was."""
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)
-        yield

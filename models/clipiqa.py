@@ -7,28 +7,21 @@ Source:
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 import torch
-from open_clip.modified_resnet import ModifiedResNet
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..errors import WeightsError
-from .antonyms import AntonymScore, check_rest, load_calibration, read_alpha
-from .clip import (
-    RN50,
-    ClipConfig,
-    ClipState,
-    encode_prompts,
-    fixed_seed,
-    picture_tower,
-    random_picture_tower,
-    read_saved,
-    take_apart,
-)
-from .weights import load_strict, read_weights
+from .antonyms import AntonymScore, check_features, check_rest, load_calibration, read_alpha, read_settings
+from .clip import encode_prompts, take_apart, with_activation
+from .clip_config import RN50, ClipConfig
+from .clip_towers import picture_tower, random_picture_tower
+from .hub import read_saved
+from .seed import fixed_seed
+from .weights import load_strict
 
 PAIRS = (("Good photo.", "Bad photo."),)
 
@@ -37,7 +30,7 @@ class ClipIQA(AntonymScore):
     """CLIP-IQA: one score per pair from `scores(images)`, (N, P); their mean from the call. See `AntonymScore`.
 
     Args:
-        visual: the picture tower.
+        visual: a picture tower of `clip_towers`.
         prompts_features: (2 P, E), positive and negative in turn.
         alpha: scale of the cosines.
         temperature: divides the logits; 1 in the paper.
@@ -46,7 +39,7 @@ class ClipIQA(AntonymScore):
 
     def __init__(
         self,
-        visual: ModifiedResNet,
+        visual: nn.Module,
         prompts_features: Tensor,
         alpha: float,
         temperature: float = 1.0,
@@ -55,12 +48,53 @@ class ClipIQA(AntonymScore):
         super().__init__(visual, prompts_features, alpha, temperature)
         self.pairs = pairs
 
+    @classmethod
+    def load(
+        cls,
+        path: str | os.PathLike[str],
+        *,
+        pairs: tuple[tuple[str, str], ...] | None = None,
+        temperature: float | None = None,
+        quick_gelu: bool | None = None,
+        config: ClipConfig = RN50,
+    ) -> ClipIQA:
+        """Read a file; arguments and errors as `build`, see `HubModel.load` for the rest."""
+        tensors, values = read_saved(path, cls.__name__)
+        saved = read_settings(values, path)
+        if saved and pairs not in (None, saved["pairs"]):
+            raise ValueError(
+                f"{path} brings its own pairs, {saved['pairs']}; leave the option out, or give a whole CLIP."
+            )
+        config = saved["clip"] if saved else with_activation(config, Path(path), quick_gelu)
+        pairs = saved.get("pairs", pairs or PAIRS)
+        state = take_apart(tensors, config, path)
+        check_rest(state.rest, path)
+        if saved:
+            features = state.rest.get("prompts_features", torch.empty(0))
+        elif state.text:
+            prompts = [prompt for pair in pairs for prompt in pair]
+            features = encode_prompts(prompts, state.text, config, path)
+        else:
+            raise WeightsError(
+                f"{path} has no text tower, which CLIP-IQA needs to read the prompts; give a whole CLIP."
+            )
+        check_features(features, len(pairs), config.embed_dim, path)
+        with fixed_seed(0):
+            tower = picture_tower(config)
+        load_strict(tower, state.picture, path)
+        if temperature is None:
+            temperature = saved.get("temperature", 1.0)
+        model = cls(tower, features, read_alpha(state.rest, path), temperature, pairs)
+        load_calibration(model, state.rest, saved.get("temperature"))
+        return model
+
 
 def build(
     weights: Path | None,
     *,
     pairs: Iterable[tuple[str, str]] | None = None,
     temperature: float | None = None,
+    quick_gelu: bool | None = None,
     seed: int = 0,
     config: ClipConfig = RN50,
 ) -> ClipIQA:
@@ -71,6 +105,8 @@ def build(
             will do), or a file of `save_model`, which brings its pairs and its temperature; None for random weights.
         pairs: (positive, negative) prompts; None for those of the file, else for `PAIRS`.
         temperature: divides the logits; None for that of the file, else for 1. The margin keeps its units.
+        quick_gelu: whether the CLIP was trained with QuickGELU; None for what is told beside the file, else True, as in
+            OpenAI's (`clip.with_activation`).
         seed: of the random weights, which stand for the prompts too.
         config: sizes of the towers.
 
@@ -79,45 +115,13 @@ def build(
             the temperature is not positive.
         WeightsError: the file cannot be read or has another layout.
     """
-    asked = {} if pairs is None else {"pairs": _check_pairs(pairs)}
-    asked |= {} if temperature is None else {"temperature": temperature}
-    pairs, temperature = asked.get("pairs", PAIRS), asked.get("temperature", 1.0)
-    prompts = [prompt for pair in pairs for prompt in pair]
-    if weights is None:
-        with fixed_seed(seed):
-            tower, features = random_picture_tower(config), torch.randn(len(prompts), config.embed_dim)
-        return ClipIQA(tower, features, 100.0, temperature, pairs)
-
-    tensors, metadata = read_weights(weights)
-    saved = read_saved(metadata, weights)
-    state = take_apart(tensors, saved.get("clip", config), weights)
-    check_rest(state.rest, weights)
-    if saved:
-        if asked.get("pairs", saved["pairs"]) != saved["pairs"]:
-            raise ValueError(
-                f"{weights} brings its own pairs, {saved['pairs']}; leave the option out, or give a whole CLIP."
-            )
-        return _from_saved(state, saved, asked.get("temperature", saved["temperature"]), weights)
-    if not state.text:
-        raise WeightsError(f"{weights} has no text tower, which CLIP-IQA needs to read the prompts; give a whole CLIP.")
-    features = encode_prompts(prompts, state.text, config, weights)
-    with fixed_seed(0):
-        tower = picture_tower(config)
-    load_strict(tower, state.picture, weights)
-    model = ClipIQA(tower, features, read_alpha(state.rest, weights), temperature, pairs)
-    load_calibration(model, state.rest)
-    return model
-
-
-def _from_saved(state: ClipState, saved: dict[str, Any], temperature: float, weights: Path) -> ClipIQA:
-    """A file of `save_model`, which brings its pairs and their features along instead of a text tower."""
-    with fixed_seed(0):
-        tower = picture_tower(saved["clip"])
-    load_strict(tower, state.picture, weights)
-    features, alpha = state.rest["prompts_features"], read_alpha(state.rest, weights)
-    model = ClipIQA(tower, features, alpha, temperature, saved["pairs"])
-    load_calibration(model, state.rest, saved["temperature"])
-    return model
+    pairs = None if pairs is None else _check_pairs(pairs)
+    if weights is not None:
+        return ClipIQA.load(weights, pairs=pairs, temperature=temperature, quick_gelu=quick_gelu, config=config)
+    pairs = pairs or PAIRS
+    with fixed_seed(seed):
+        tower, features = random_picture_tower(config), torch.randn(2 * len(pairs), config.embed_dim)
+    return ClipIQA(tower, features, 100.0, 1.0 if temperature is None else temperature, pairs)
 
 
 def _check_pairs(pairs: Iterable[tuple[str, str]]) -> tuple[tuple[str, str], ...]:

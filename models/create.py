@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import json
 import os
 from collections.abc import Callable
 from functools import partial
@@ -13,9 +12,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..errors import WeightsError
+from .cache import find_weights
 from .catalog import get_spec, nearest
-from .weights import find_weights, load_strict, read_weights
+from .hub import HubModel
+from .seed import fixed_seed
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
@@ -75,42 +75,38 @@ def create_model(
 
 
 def _builder(name: str) -> Callable[..., nn.Module]:
-    """The function that makes a model from a file (None: random weights) and its options."""
+    """The function that makes a model from a file (None: random weights) and its options.
+
+    Imported here, so that no model pays for what another one needs.
+    """
+    if name == "tiny":
+        from .tiny import Tiny
+
+        return partial(_build_plain, Tiny)
     if name == "qualiclip":
         from .qualiclip import build
-    elif name == "clipiqa":
+
+        return build
+    if name == "clipiqa":
         from .clipiqa import build
-    elif name in ("qualiclip+", "clipiqa+"):
+
+        return build
+    if name.startswith(("qualiclip+", "clipiqa+")):
         from .learned_prompts import build_plus
 
-        build = partial(build_plus, name)
-    elif name.startswith("bpclip"):
-        from . import bpclip
-        from .bpclip_files import build as build_bpclip
+        return partial(build_plus, name)
+    from .bpclip_config import SIZES
+    from .bpclip_files import build
 
-        sizes = {"bpclip": bpclip.FULL, "bpclip-fr": bpclip.FULL_REFERENCE, "bpclip-mini": bpclip.MINI}
-        build = partial(build_bpclip, sizes[name])
-    else:
-        build = _build_tiny
-    return build
+    return partial(build, SIZES[name])
 
 
-def _build_tiny(weights: Path | None, *, seed: int = 0) -> nn.Module:
-    """`Tiny`, its sizes from the file's metadata (`config`: its constructor's arguments in json)."""
-    from .tiny import Tiny
-
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)
-        if weights is None:
-            return Tiny()
-        state, metadata = read_weights(weights)
-        try:
-            model = Tiny(**json.loads(metadata.get("config", "{}")))
-        except (TypeError, ValueError) as error:
-            raise WeightsError(f"{weights} has a config that this version does not know ({error}).") from error
-    counters = {name: value for name, value in model.state_dict().items() if name.endswith("num_batches_tracked")}
-    load_strict(model, counters | state, weights)  # the counters are training's alone; files leave them out
-    return model
+def _build_plain(kind: type[HubModel], weights: Path | None, *, seed: int = 0) -> nn.Module:
+    """A model whose class has no settings."""
+    if weights is not None:
+        return kind.load(weights)
+    with fixed_seed(seed):
+        return kind()
 
 
 def _check_options(name: str, build: Callable[..., nn.Module], options: dict[str, Any]) -> None:

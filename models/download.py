@@ -1,52 +1,48 @@
-"""Downloading one file: resumable, verified, and never half there under its real name."""
+"""Downloading one file: verified, and never half there under its real name. huggingface_hub does the transfer."""
 
 from __future__ import annotations
 
 import os
+import re
 import shutil
-import ssl
-import time
-import urllib.error
-import urllib.request
-from http.client import HTTPException, HTTPResponse
 from pathlib import Path
 
-from tqdm.auto import tqdm
+from huggingface_hub import get_hf_file_metadata
+from huggingface_hub.errors import HfHubHTTPError
+from huggingface_hub.file_download import http_get
+from huggingface_hub.utils import WeakFileLock
 
 from ..errors import WeightsError
 from .weights import looks_like_weights, sha256_of
 
-ATTEMPTS = 4
-PAUSE_S = 2.0
-TIMEOUT_S = 30.0
+SHA256 = re.compile("[0-9a-f]{64}")
+"""The ETag of a large file on the Hugging Face hub: its checksum."""
 
 
-def download(url: str, target: Path, *, sha256: str | None = None) -> None:
+def download(url: str, target: Path, *, sha256: str | None = None, megabytes: int | None = None) -> None:
     """Fetch a weights file into place.
 
-    The bytes go to `target`.part, which a later call continues when the server still has the same file (Range with
-    If-Range); only a complete file with the right checksum, which begins as weights do, takes the real name. Processes
-    that want the same file at the same time wait for the first. The progress bar goes to stderr.
+    The file grows in a folder `target`.part; only when it is complete, has the right checksum and begins as weights do
+    does it take the real name. A connection that breaks is taken up where it stopped. So is a download that was
+    interrupted, in a later call, where the server states the checksum of the file, as the Hugging Face hub does: then
+    what was put together is known to be right. Processes that want the same file at the same time wait for the first.
+    The progress bar goes to stderr.
 
     Args:
         url: http or https address.
         target: where the file shall be; its folder is made.
-        sha256: checksum to hold it to, if known.
+        sha256: checksum to hold it to, or its first digits, if known.
+        megabytes: about how large it is, to see beforehand whether there is room for it.
 
     Raises:
         WeightsError: the network, the server, the disk or the checksum says no, or what comes is no weights.
     """
-    from huggingface_hub.utils import WeakFileLock
-
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with WeakFileLock(target.with_name(f"{target.name}.lock")):
             if not target.is_file():  # else another process has fetched it while we waited
-                part = target.with_name(f"{target.name}.part")
-                _fetch(url, part)
-                _validator_path(part).unlink(missing_ok=True)
-                _check(part, sha256, url)
-                os.replace(part, target)
+                _check_space(target.parent, megabytes or 0)
+                _fetch(url, target, sha256)
     except OSError as error:
         raise WeightsError(
             f"cannot write {target} ({error.strerror or error}); free space there, or set IQGUIDE_CACHE to another "
@@ -54,86 +50,66 @@ def download(url: str, target: Path, *, sha256: str | None = None) -> None:
         ) from error
 
 
-def _fetch(url: str, part: Path) -> None:
-    """Transfer, again after a fault of the network, until the part is whole."""
-    for attempt in range(1, ATTEMPTS + 1):
-        try:
-            return _transfer(url, part)
-        except urllib.error.HTTPError as error:
-            if error.code == 416:  # the part is as long as the file, or longer
-                if error.headers.get("Content-Range") == f"bytes */{part.stat().st_size}":
-                    return None
-                part.unlink()
-            elif (error.code < 500 and error.code != 429) or attempt == ATTEMPTS:
-                raise WeightsError(f"{url} answers {error.code} {error.reason}.") from error
-        except (urllib.error.URLError, ConnectionError, TimeoutError, ssl.SSLError, HTTPException) as error:
-            if attempt == ATTEMPTS:
-                reason = getattr(error, "reason", None) or error
-                raise WeightsError(
-                    f"cannot download {url} ({reason}); run it again to go on where it stopped."
-                ) from error
-        time.sleep(PAUSE_S)
-    raise WeightsError(f"{url} refuses the range that it was asked for.")
+def _fetch(url: str, target: Path, sha256: str | None) -> None:
+    folder = target.with_name(f"{target.name}.part")
+    folder.mkdir(exist_ok=True)
+    keep = False
+    try:
+        stated = _stated_checksum(url)
+        part = folder / (stated or "file")
+        keep = stated is not None  # so that a later call can go on with it
+        _transfer(url, part, target.name, resume=keep)
+        keep = False
+        _check(part, [checksum for checksum in (sha256, stated) if checksum], url)
+        os.replace(part, target)
+    finally:
+        if not keep:
+            shutil.rmtree(folder)
 
 
-def _transfer(url: str, part: Path) -> None:
-    validator = _validator_path(part)
-    start = part.stat().st_size if part.is_file() and validator.is_file() else 0
-    headers = {"User-Agent": "iqguide", "Accept-Encoding": "identity"}
-    if start:
-        headers |= {"Range": f"bytes={start}-", "If-Range": validator.read_text("utf-8")}
-    with urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=TIMEOUT_S) as response:
-        if response.status != 206:
-            start = 0
-        elif not response.headers.get("Content-Range", "").startswith(f"bytes {start}-"):
-            validator.unlink()  # so that the next attempt starts afresh
-            raise ConnectionError("the server sent another range than asked for")
-        length = response.headers.get("Content-Length")
-        total = start + int(length) if length else None
-        _check_space(part, total - start if total else 0)
-        _remember(validator, response)
-        _write(response, part, start, total)
-    if total is not None and part.stat().st_size != total:
-        raise ConnectionError(f"the connection closed after {part.stat().st_size} of {total} bytes")
+def _stated_checksum(url: str) -> str | None:
+    """The checksum that the server states; None where it states none."""
+    try:
+        etag = get_hf_file_metadata(url, token=False).etag or ""
+    except Exception as error:
+        raise _explained(error, url) from error
+    return etag if SHA256.fullmatch(etag) else None
 
 
-def _write(response: HTTPResponse, part: Path, start: int, total: int | None) -> None:
-    name = part.name.removesuffix(".part")
-    with (
-        part.open("ab" if start else "wb") as file,
-        tqdm(total=total, initial=start, unit="B", unit_scale=True, desc=name) as bar,
-    ):
-        while block := response.read(1 << 18):
-            file.write(block)
-            bar.update(len(block))
+def _transfer(url: str, part: Path, name: str, *, resume: bool) -> None:
+    try:
+        with part.open("ab" if resume else "wb") as file:
+            http_get(url, file, resume_size=file.tell(), displayed_filename=name)
+    except Exception as error:
+        if getattr(getattr(error, "response", None), "status_code", None) == 416:  # it was whole already
+            return
+        raise _explained(error, url) from error
 
 
-def _validator_path(part: Path) -> Path:
-    return part.with_name(f"{part.name}.etag")
+def _explained(error: Exception, url: str) -> Exception:
+    """An error of the transfer for people; the clients' own differ from version to version."""
+    if isinstance(error, HfHubHTTPError) and error.response is not None:
+        return WeightsError(f"{url} answers {error.response.status_code}.")
+    if isinstance(error, OSError) and error.errno is not None and not isinstance(error, ConnectionError):
+        return error  # of the disk
+    reason = next(iter(str(error).splitlines()), type(error).__name__)
+    return WeightsError(f"cannot download {url} ({reason}); try it again later.")
 
 
-def _remember(validator: Path, response: HTTPResponse) -> None:
-    """Keep the strong ETag that a later If-Range needs; without one a part is never continued."""
-    etag = response.headers.get("ETag", "")
-    if etag and not etag.startswith("W/"):
-        validator.write_text(etag, "utf-8")
-    else:
-        validator.unlink(missing_ok=True)
-
-
-def _check_space(part: Path, needed: int) -> None:
-    free = shutil.disk_usage(part.parent).free
-    if needed > free:
+def _check_space(folder: Path, needed_mb: int) -> None:
+    free_mb = shutil.disk_usage(folder).free / 1e6
+    if needed_mb > free_mb:
         raise WeightsError(
-            f"{part.parent} has {free / 1e6:.0f} MB free and the download needs {needed / 1e6:.0f} MB; "
+            f"{folder} has {free_mb:.0f} MB free and the download needs {needed_mb} MB; "
             "free space there, or set IQGUIDE_CACHE to another folder."
         )
 
 
-def _check(part: Path, sha256: str | None, url: str) -> None:
-    if sha256 and (actual := sha256_of(part)) != sha256:
-        part.unlink()
-        raise WeightsError(f"{url} has sha256 {actual}; expected {sha256}: damaged or replaced; nothing was kept.")
+def _check(part: Path, checksums: list[str], url: str) -> None:
+    """Hold a complete file to checksums, or first digits of them, and to what weights begin with."""
+    actual = sha256_of(part) if checksums else ""
+    wrong = next((checksum for checksum in checksums if not actual.startswith(checksum)), None)
+    if wrong:
+        raise WeightsError(f"{url} has sha256 {actual}; expected {wrong}: damaged or replaced; nothing was kept.")
     if not looks_like_weights(part):
-        part.unlink()
         raise WeightsError(f"{url} sends no weights, perhaps a web page; nothing was kept.")

@@ -11,6 +11,7 @@ Source:
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -24,17 +25,31 @@ from torch import Tensor, nn
 from ..errors import WeightsError
 from . import clipiqa, qualiclip
 from .antonyms import AntonymScore, read_alpha
+from .cache import find_weights
 from .catalog import get_spec
-from .clip import RN50, ClipConfig, fixed_seed, picture_tower, random_picture_tower, take_apart, text_tower
-from .weights import find_weights, load_strict, read_weights
+from .clip import take_apart, with_activation
+from .clip_config import RN50, VIT_L14, ClipConfig
+from .clip_towers import picture_tower, random_picture_tower, text_tower
+from .seed import fixed_seed
+from .weights import check_numbers, load_strict, read_weights
 
 CONTEXT = 16
 PREFIX = "prompt_learner."  # of the names in the published files
 # With the second full stop, which the published context of CLIP-IQA+ was learned with.
 CLIPIQA_TEXTS = ("Good photo..", "Bad photo..")
 TEXTS = {"qualiclip+": qualiclip.PROMPTS, "clipiqa+": CLIPIQA_TEXTS}
-BASES = {"qualiclip+": "qualiclip", "clipiqa+": "clipiqa"}
 TEMPERATURES = {"qualiclip+": 2.0, "clipiqa+": 1.0}
+CLASSES = {"qualiclip+": qualiclip.QualiCLIP, "clipiqa+": clipiqa.ClipIQA}
+CONFIGS = {
+    "clipiqa+_rn50_512": dataclasses.replace(RN50, positions=True),
+    "clipiqa+_vitL14_512": dataclasses.replace(VIT_L14, positions=True),
+}
+"""Sizes of the CLIP that the published prompts were learned on, where they are not those of RN50."""
+
+
+def family_of(name: str) -> str:
+    """Which of the two, "qualiclip+" or "clipiqa+", a model such as "qualiclip+-clive" belongs to."""
+    return next(family for family in TEXTS if name.startswith(family))
 
 
 class LearnedPrompts(nn.Module):
@@ -99,31 +114,34 @@ def build_plus(
     *,
     base: str | os.PathLike[str] = "default",
     temperature: float | None = None,
+    quick_gelu: bool | None = None,
     seed: int = 0,
-    config: ClipConfig = RN50,
+    config: ClipConfig | None = None,
 ) -> AntonymScore:
     """Make a QualiCLIP+ or a CLIP-IQA+ on the CPU in float32, its prompts encoded.
 
     Args:
-        name: "qualiclip+" or "clipiqa+".
+        name: of the catalog: "qualiclip+", "clipiqa+" or one of their variants.
         weights: the learned prompts: a file in the published layout (`prompt_learner.ctx` and perhaps
             `.token_prefix`, `.token_suffix`, under `params` or not), or the bare context of CLIP-IQA+; None for random
             weights, which stand for the prompts' features too.
-        base: the CLIP they were learned on, with its text tower: "default" for QualiCLIP's or OpenAI's, or a path.
+        base: the CLIP they were learned on, with its text tower: "default" for the one in the catalog, or a path.
         temperature: divides the logits; by default 2 for QualiCLIP+ and 1 for CLIP-IQA+.
+        quick_gelu: whether that CLIP was trained with QuickGELU; None for what is told beside its file, else True.
         seed: of random weights.
-        config: sizes of the towers.
+        config: sizes of the towers; None for those of the published ones.
 
     Raises:
         ValueError: a temperature that is not positive.
         WeightsError: a file cannot be read or has another layout, or the prompts were learned for other texts.
     """
-    temperature = TEMPERATURES[name] if temperature is None else temperature
     if weights is None:
+        family, config = family_of(name), config or CONFIGS.get(name, RN50)
         with fixed_seed(seed):
-            features = torch.randn(len(TEXTS[name]), config.embed_dim)
-            return _score(name, random_picture_tower(config), features, 100.0, temperature)
-    tuning = start_tuning(name, base=base, temperature=temperature, config=config)
+            features = torch.randn(len(TEXTS[family]), config.embed_dim)
+            tower = random_picture_tower(config)
+        return CLASSES[family](tower, features, 100.0, TEMPERATURES[family] if temperature is None else temperature)
+    tuning = start_tuning(name, base=base, temperature=temperature, quick_gelu=quick_gelu, config=config)
     load_prompts(tuning.prompts, weights)
     with torch.no_grad():
         tuning.model.prompts_features.copy_(tuning.prompts(tuning.tower))
@@ -135,28 +153,25 @@ def start_tuning(
     *,
     base: str | os.PathLike[str] = "default",
     temperature: float | None = None,
+    quick_gelu: bool | None = None,
     seed: int = 0,
-    config: ClipConfig = RN50,
+    config: ClipConfig | None = None,
 ) -> PromptTuning:
     """A QualiCLIP+ or CLIP-IQA+ whose context, normal with 0.02, is to be learned; arguments as `build_plus`."""
-    path = find_weights(get_spec(BASES[name]), base)
+    family, path = family_of(name), find_weights(get_spec(name).base, base)
+    config = with_activation(config or CONFIGS.get(name, RN50), path, quick_gelu)
     state = take_apart(read_weights(path)[0], config, path)
     if not state.text:
         raise WeightsError(f"{path} has no text tower, which {name} needs to read its prompts; give a whole CLIP.")
-    temperature = TEMPERATURES[name] if temperature is None else temperature
+    temperature = TEMPERATURES[family] if temperature is None else temperature
     with fixed_seed(seed):
         tower, visual = text_tower(config), picture_tower(config)
         load_strict(tower, state.text, path)
         load_strict(visual, state.picture, path)
-        prompts = LearnedPrompts(TEXTS[name], tower)
-    features = torch.zeros(len(TEXTS[name]), config.embed_dim)
-    model = _score(name, visual, features, read_alpha(state.rest, path), temperature)
+        prompts = LearnedPrompts(TEXTS[family], tower)
+    features = torch.zeros(len(TEXTS[family]), config.embed_dim)
+    model = CLASSES[family](visual, features, read_alpha(state.rest, path), temperature)
     return PromptTuning(model.eval(), tower.eval(), prompts)
-
-
-def _score(name: str, visual: nn.Module, features: Tensor, alpha: float, temperature: float) -> AntonymScore:
-    kind = qualiclip.QualiCLIP if name == "qualiclip+" else clipiqa.ClipIQA
-    return kind(visual, features, alpha, temperature)
 
 
 def load_prompts(prompts: LearnedPrompts, path: str | os.PathLike[str]) -> None:
@@ -168,15 +183,16 @@ def load_prompts(prompts: LearnedPrompts, path: str | os.PathLike[str]) -> None:
     state = _read(Path(path))
     ctx = state.pop("ctx", None)
     if ctx is None or ctx.shape[-2:] != prompts.ctx.shape[1:] or ctx.ndim not in (2, 3):
-        found = "none" if ctx is None else tuple(ctx.shape)
-        raise WeightsError(f"{path} has a context of shape {found}; expected {tuple(prompts.ctx.shape)}.")
+        shape = "none" if ctx is None else tuple(ctx.shape)
+        raise WeightsError(f"{path} has a context of shape {shape}; expected {tuple(prompts.ctx.shape)}.")
     if ctx.ndim == 3 and len(ctx) != len(prompts.ctx):
         raise WeightsError(f"{path} has context for {len(ctx)} prompts; expected {len(prompts.ctx)}.")
     for name, tensor in state.items():
-        own = getattr(prompts, name, None) if name.startswith("token_") else None
-        if own is None:
+        expected = getattr(prompts, name, None) if name.startswith("token_") else None
+        if expected is None:
             raise WeightsError(f"{path} has a tensor {name!r} that is not expected.")
-        if own.shape != tensor.shape or not torch.allclose(own, tensor.to(own), rtol=1e-2, atol=1e-3):
+        alike = expected.shape == tensor.shape and torch.allclose(expected, tensor.to(expected), rtol=1e-2, atol=1e-3)
+        if not alike:
             raise WeightsError(f"{path} was learned for other prompts, or on another CLIP: its {name} differs.")
     with torch.no_grad():
         prompts.ctx.copy_(ctx.expand_as(prompts.ctx))
@@ -200,9 +216,8 @@ def _read(path: Path) -> dict[str, Tensor]:
     if isinstance(state, Mapping) and isinstance(state.get("params"), Mapping):
         state = state["params"]
     state = {"ctx": state} if isinstance(state, Tensor) else state
-    if not isinstance(state, Mapping) or not all(isinstance(tensor, Tensor) for tensor in state.values()):
+    named = isinstance(state, Mapping) and all(isinstance(name, str) for name in state)
+    if not named or not all(isinstance(tensor, Tensor) for tensor in state.values()):
         raise WeightsError(f"{path} holds no tensors by name; expected learned prompts.")
-    broken = [name for name, tensor in state.items() if not tensor.isfinite().all()]
-    if broken:
-        raise WeightsError(f"{path} holds NaN or infinite numbers in {broken[0]}.")
-    return {str(name).removeprefix(PREFIX): tensor.float() for name, tensor in state.items()}
+    check_numbers(state, path)
+    return {name.removeprefix(PREFIX): tensor.float() for name, tensor in state.items()}

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .checks import check_images, working_dtype
+from .checks import check_shape, working_dtype
 from .efficientnet import WIDTHS, EfficientNetLite0
+from .hub import HubModel
 from .pooling import TONES, mean_and_spread, tone_and_colour
-from .save import HubModel
 
 HIDDEN = 128
 
@@ -41,7 +41,7 @@ class Lite(nn.Module, HubModel):
 
     def pooled(self, images: Tensor) -> Tensor:
         """Mean and spread over the picture of tone, colour and all stages, (N, 1644), float32 or better; see `raw`."""
-        check_images(images)
+        check_shape(images)
         dtype = working_dtype(self.trunk.stem[0].conv.weight.dtype)
         maps = self.trunk(images)
         with torch.autocast(images.device.type, enabled=False):

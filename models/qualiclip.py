@@ -9,23 +9,19 @@ Source:
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import torch
 
 from ..errors import WeightsError
-from .antonyms import AntonymScore, check_rest, load_calibration, read_alpha
-from .clip import (
-    RN50,
-    ClipConfig,
-    encode_prompts,
-    fixed_seed,
-    picture_tower,
-    random_picture_tower,
-    read_saved,
-    take_apart,
-)
-from .weights import load_strict, read_weights
+from .antonyms import AntonymScore, check_features, check_rest, load_calibration, read_alpha, read_settings
+from .clip import encode_prompts, take_apart, with_activation
+from .clip_config import RN50, ClipConfig
+from .clip_towers import picture_tower, random_picture_tower
+from .hub import read_saved
+from .seed import fixed_seed
+from .weights import load_strict
 
 PAIRS = (
     ("Good photo.", "Bad photo."),
@@ -46,12 +42,50 @@ class QualiCLIP(AntonymScore):
 
     pairs = PAIRS
 
+    @classmethod
+    def load(
+        cls,
+        path: str | os.PathLike[str],
+        *,
+        preset: str = "paper",
+        temperature: float | None = None,
+        quick_gelu: bool | None = None,
+        config: ClipConfig = RN50,
+    ) -> QualiCLIP:
+        """Read a file; arguments and errors as `build`, see `HubModel.load` for the rest."""
+        default, alpha = PRESETS[preset]
+        tensors, values = read_saved(path, cls.__name__)
+        saved = read_settings(values, path)
+        if saved.get("pairs", PAIRS) != PAIRS:
+            raise WeightsError(f"{path} has other pairs than QualiCLIP; use create_model('clipiqa', weights=PATH).")
+        config = saved.get("clip", config)
+        if temperature is None:
+            temperature = saved.get("temperature", default) if preset == "paper" else default
+        state = take_apart(tensors, config, path)
+        check_rest(state.rest, path)
+        features = state.rest.get("prompts_features")
+        if features is None:
+            if not state.text:
+                raise WeightsError(f"{path} has neither prompts_features nor a text tower to make them with.")
+            features = encode_prompts(PROMPTS, state.text, with_activation(config, Path(path), quick_gelu), path)
+        check_features(features, len(PAIRS), config.embed_dim, path)
+        with fixed_seed(0):
+            tower = picture_tower(config)
+        load_strict(tower, state.picture, path)
+        if alpha is None:
+            bare = not state.text and not state.rest.keys() & {"alpha", "logit_scale"}
+            alpha = ALPHA if bare else read_alpha(state.rest, path)
+        model = cls(tower, features, alpha, temperature)
+        load_calibration(model, state.rest, saved.get("temperature"))
+        return model
+
 
 def build(
     weights: Path | None,
     *,
     preset: str = "paper",
     temperature: float | None = None,
+    quick_gelu: bool | None = None,
     seed: int = 0,
     config: ClipConfig = RN50,
 ) -> QualiCLIP:
@@ -59,10 +93,12 @@ def build(
 
     Args:
         weights: a file with the published layout (`prompts_features` and 489 tensors `clip_model.*`), the same without
-            the text tower (and perhaps without `logit_scale`: alpha is then 100), a state dict of this model, or a
-            plain CLIP checkpoint, whose text tower then encodes the prompts; None for random weights.
+            the text tower (and perhaps without `logit_scale`: alpha is then 100), a file of `save_model`, or a plain
+            CLIP checkpoint, whose text tower then encodes the prompts; None for random weights.
         preset: "paper" (temperature 2, alpha of the checkpoint) or "hub" (temperature 1, alpha 100).
         temperature: in place of the preset's.
+        quick_gelu: whether the text tower of a plain CLIP was trained with QuickGELU; None for what is told beside the
+            file, else True, as in OpenAI's (`clip.with_activation`).
         seed: of the random weights.
         config: sizes of the towers.
 
@@ -72,36 +108,9 @@ def build(
     """
     if preset not in PRESETS:
         raise ValueError(f"unknown preset {preset!r}; expected one of {', '.join(PRESETS)}.")
+    if weights is not None:
+        return QualiCLIP.load(weights, preset=preset, temperature=temperature, quick_gelu=quick_gelu, config=config)
     default, alpha = PRESETS[preset]
-    if weights is None:
-        temperature = default if temperature is None else temperature
-        with fixed_seed(seed):
-            tower, features = random_picture_tower(config), torch.randn(len(PROMPTS), config.embed_dim)
-        return QualiCLIP(tower, features, alpha or ALPHA, temperature)
-
-    tensors, metadata = read_weights(weights)
-    saved = read_saved(metadata, weights)
-    if saved.get("pairs", PAIRS) != PAIRS:
-        raise WeightsError(f"{weights} has other pairs than QualiCLIP; use create_model('clipiqa', weights=PATH).")
-    config = saved.get("clip", config)
-    if temperature is None:
-        temperature = saved.get("temperature", default) if preset == "paper" else default
-    state = take_apart(tensors, config, weights)
-    check_rest(state.rest, weights)
-    features = state.rest.get("prompts_features")
-    if features is None:
-        if not state.text:
-            raise WeightsError(f"{weights} has neither prompts_features nor a text tower to make them with.")
-        features = encode_prompts(PROMPTS, state.text, config, weights)
-    expected = (len(PROMPTS), config.embed_dim)
-    if tuple(features.shape) != expected:
-        raise WeightsError(f"{weights} has prompts_features of shape {tuple(features.shape)}; expected {expected}.")
-    with fixed_seed(0):
-        tower = picture_tower(config)
-    load_strict(tower, state.picture, weights)
-    if alpha is None:
-        bare = not state.text and not state.rest.keys() & {"alpha", "logit_scale"}
-        alpha = ALPHA if bare else read_alpha(state.rest, weights)
-    model = QualiCLIP(tower, features, alpha, temperature)
-    load_calibration(model, state.rest, saved.get("temperature"))
-    return model
+    with fixed_seed(seed):
+        tower, features = random_picture_tower(config), torch.randn(len(PROMPTS), config.embed_dim)
+    return QualiCLIP(tower, features, alpha or ALPHA, default if temperature is None else temperature)

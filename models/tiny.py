@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .checks import check_images, working_dtype
+from .checks import check_shape, working_dtype
+from .hub import HubModel
 from .pooling import TONES, mean_and_spread, tone_and_colour
-from .save import HubModel
 
 WIDTHS = (24, 48, 96, 160)
 BLOCKS = (0, 1, 2, 2)
@@ -86,7 +86,7 @@ class Tiny(nn.Module, HubModel):
 
     def pooled(self, images: Tensor) -> Tensor:
         """Mean and spread over the picture of tone, colour and all stages, (N, 668), float32 or better; see `raw`."""
-        check_images(images)
+        check_shape(images)
         x = images.to(self.stages[0][0].weight.dtype) * 2 - 1
         dtype = working_dtype(x.dtype)
         with torch.autocast(images.device.type, enabled=False):

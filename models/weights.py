@@ -1,15 +1,8 @@
-"""Where weights are, and how they are read: the cache, checksums, and files that can run no code.
-
-Environment: IQGUIDE_CACHE (or XDG_CACHE_HOME/iqguide, or ~/.cache/iqguide) is where downloads go; IQGUIDE_OFFLINE=1 or
-HF_HUB_OFFLINE=1 forbids them; HF_ENDPOINT is a mirror to use for huggingface.co.
-"""
+"""Reading weights files: they can run no code, and are held to the layout of the model that they are for."""
 
 from __future__ import annotations
 
 import hashlib
-import json
-import logging
-import os
 import pickle
 import warnings
 from collections.abc import Mapping
@@ -17,97 +10,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import WeightsError
-from .catalog import ModelSpec
 
 if TYPE_CHECKING:
+    import os
+
     from torch import Tensor, nn
 
-logger = logging.getLogger(__name__)
-ASSETS = Path(__file__).resolve().parent / "assets"
-HUB = "https://huggingface.co"
-
-
-def cache_dir() -> Path:
-    """The folder of downloaded weights."""
-    if os.environ.get("IQGUIDE_CACHE"):
-        return Path(os.environ["IQGUIDE_CACHE"]).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "iqguide"
-
-
-def is_offline() -> bool:
-    """Whether IQGUIDE_OFFLINE or HF_HUB_OFFLINE forbids downloads."""
-    values = (os.environ.get(name, "") for name in ("IQGUIDE_OFFLINE", "HF_HUB_OFFLINE"))
-    return any(value.strip().lower() in ("1", "true", "yes", "on") for value in values)
-
-
-def default_path(spec: ModelSpec) -> Path:
-    """Where the default weights of a model are, or would be."""
-    return (ASSETS if spec.bundled else cache_dir()) / spec.filename
-
-
-def is_cached(spec: ModelSpec) -> bool:
-    """Whether the default weights of a model are on this machine."""
-    return spec.trained and default_path(spec).is_file()
-
-
-def find_weights(spec: ModelSpec, weights: str | os.PathLike[str] = "default") -> Path:
-    """The weights file of a model, downloaded and verified where that is needed.
-
-    Args:
-        spec: the model.
-        weights: "default", or the path of a file.
-
-    Returns:
-        Path of a file that exists.
-
-    Raises:
-        WeightsError: no such file, downloads are off, the download failed, or the checksum is wrong.
-    """
-    if weights != "default":
-        path = Path(weights).expanduser()
-        if not path.is_file():
-            raise WeightsError(f"there is no weights file {path}; give 'default', 'random' or a path. {_how_to(spec)}")
-        return path
-    if not spec.trained:
-        raise WeightsError(f"there are no trained weights of {spec.name}: nobody has published any. {_how_to(spec)}")
-    path = default_path(spec)
-    if spec.bundled:
-        if not path.is_file():
-            raise WeightsError(f"{path}, which comes with the package, is missing; install the package again.")
-        return path
-    if not path.is_file():
-        _fetch(spec, path)
-    verify(path, spec)
-    return path
-
-
-def _fetch(spec: ModelSpec, path: Path) -> None:
-    from .download import download
-
-    if is_offline():
-        reason = f"the weights of {spec.name} are not on this machine and downloads are off"
-        raise WeightsError(f"{reason} (IQGUIDE_OFFLINE or HF_HUB_OFFLINE). {_how_to(spec)}")
-    size = f"{spec.megabytes} MB, " if spec.megabytes else ""
-    # A warning, because a licence must be seen where logging is not set up; it comes once, with the download.
-    logger.warning("Downloading the weights of %s (%slicence: %s) to %s", spec.name, size, spec.licence, path)
-    try:
-        download(source_url(spec), path, sha256=spec.sha256 or _read_record(path).get("sha256"))
-    except WeightsError as error:
-        raise WeightsError(f"{error} {_how_to(spec)}") from error
-
-
-def source_url(spec: ModelSpec) -> str:
-    """Where to download from; HF_ENDPOINT names a mirror of the Hugging Face hub."""
-    mirror = os.environ.get("HF_ENDPOINT")
-    return spec.url.replace(HUB, mirror.rstrip("/"), 1) if mirror and spec.url.startswith(HUB) else spec.url
-
-
-def _how_to(spec: ModelSpec) -> str:
-    if not spec.trained:
-        return "Train it (docs/training.md says how) and give the path of the file; 'random' is for tests."
-    if spec.bundled:
-        return "Without one, weights='default' takes the file that comes with the package."
-    return f"By hand: fetch {spec.url} (licence: {spec.licence}) and put it at {default_path(spec)}, or give its path."
+COUNTER = "num_batches_tracked"
+"""How the names of batch normalisation's counters end."""
+WHOLE = (COUNTER, "input_resolution", "context_length", "vocab_size")
+"""How the names of tensors end that may hold whole numbers: the counters, and three numbers in OpenAI's state dicts."""
 
 
 def sha256_of(path: Path) -> str:
@@ -119,30 +31,6 @@ def sha256_of(path: Path) -> str:
     return digest.hexdigest()
 
 
-def verify(path: Path, spec: ModelSpec) -> None:
-    """Hold a cached file to its checksum: the known one, else the one recorded at first use.
-
-    The record is a small json file beside the weights; a file whose size and time have not changed is not read again.
-
-    Raises:
-        WeightsError: the checksum is another, or a file without a record holds no weights.
-    """
-    record, status = _read_record(path), path.stat()
-    expected = spec.sha256 or record.get("sha256")
-    seen = {"size": status.st_size, "mtime_ns": status.st_mtime_ns}
-    if record.get("sha256") == expected and expected and all(record.get(key) == seen[key] for key in seen):
-        return
-    actual = sha256_of(path)
-    if expected and actual != expected:
-        raise WeightsError(
-            f"{path} has sha256 {actual}; expected {expected}: delete it to download it again"
-            f"{'' if spec.sha256 else f', and {_record_path(path)} too if its publisher replaced it'}."
-        )
-    if not looks_like_weights(path):
-        raise WeightsError(f"{path} holds no weights, perhaps a web page; delete it to download it again.")
-    _write_record(path, {"url": spec.url, "licence": spec.licence, "sha256": actual, **seen})
-
-
 def looks_like_weights(path: Path) -> bool:
     """Whether a file begins as safetensors do, or as what torch.save writes (an archive, formerly a pickle)."""
     with path.open("rb") as file:
@@ -150,30 +38,6 @@ def looks_like_weights(path: Path) -> bool:
     header = int.from_bytes(start[:8], "little")
     is_safetensors = start[8:] == b"{" and header <= path.stat().st_size
     return is_safetensors or start.startswith((b"PK\x03\x04", b"\x80"))
-
-
-def _record_path(path: Path) -> Path:
-    return path.with_name(f"{path.name}.json")
-
-
-def _read_record(path: Path) -> dict[str, Any]:
-    record = _record_path(path)
-    if not record.is_file():
-        return {}
-    try:
-        return dict(json.loads(record.read_text("utf-8")))
-    except (ValueError, TypeError) as error:
-        raise WeightsError(f"the checksum record {record} is damaged; delete it.") from error
-
-
-def _write_record(path: Path, record: dict[str, Any]) -> None:
-    whole = _record_path(path)
-    part = whole.with_name(f"{whole.name}.{os.getpid()}.part")
-    try:
-        part.write_text(json.dumps(record, indent=2) + "\n", "utf-8")
-        os.replace(part, whole)
-    except OSError as error:  # a shared cache may be read-only; then the file is hashed at every use
-        logger.info("cannot record the checksum of %s (%s)", path, error)
 
 
 def read_weights(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -231,13 +95,46 @@ def _read_torch(path: Path) -> Any:
 
 
 def _check_tensors(state: Any, path: Path) -> None:
+    if not isinstance(state, Mapping) or not state or not all(map(_is_named_tensor, state.items())):
+        raise WeightsError(f"{path} holds no flat dict of tensors; expected a state dict.")
+    check_numbers(state, path)
+
+
+def _is_named_tensor(item: tuple[Any, Any]) -> bool:
     import torch
 
-    if not isinstance(state, Mapping) or not state or not all(isinstance(t, torch.Tensor) for t in state.values()):
-        raise WeightsError(f"{path} holds no flat dict of tensors; expected a state dict.")
-    broken = [name for name, t in state.items() if t.is_floating_point() and not torch.isfinite(t).all()]
+    return isinstance(item[0], str) and isinstance(item[1], torch.Tensor)
+
+
+def check_numbers(state: Mapping[str, Tensor], path: Path) -> None:
+    """Refuse tensors that are no finite floating-point numbers; counters, which no score needs, are whole numbers.
+
+    Raises:
+        WeightsError: a tensor is of another kind, or holds NaN, infinity or what float32 cannot hold.
+    """
+    import torch
+
+    kinds = {name: _kind(tensor) for name, tensor in state.items() if not name.endswith(WHOLE)}
+    wrong = [f"{name} ({kind})" for name, kind in kinds.items() if kind]
+    if wrong:
+        raise WeightsError(
+            f"{path} holds other than floating-point numbers in {wrong[0]} (and {len(wrong) - 1} more tensors); "
+            "expected weights as they were trained, not quantised or complex."
+        )
+    broken = [name for name in kinds if not torch.isfinite(state[name].float()).all()]
     if broken:
         raise WeightsError(f"{path} holds NaN or infinite numbers in {broken[0]} (and {len(broken) - 1} more tensors).")
+
+
+def _kind(tensor: Tensor) -> str:
+    """What is wrong with the numbers of a tensor: nothing, for an ordinary one."""
+    import torch
+
+    if not tensor.is_floating_point():
+        return str(tensor.dtype).removeprefix("torch.")
+    if tensor.is_meta:
+        return "no values"
+    return "" if tensor.layout == torch.strided else str(tensor.layout).removeprefix("torch.")
 
 
 def check_layout(expected: Mapping[str, tuple[int, ...]], state: Mapping[str, Tensor], source: object) -> None:
@@ -264,6 +161,19 @@ def check_layout(expected: Mapping[str, tuple[int, ...]], state: Mapping[str, Te
 
 
 def load_strict(module: nn.Module, state: Mapping[str, Tensor], source: object) -> None:
-    """Copy a state dict into a module, strictly; `source` names the file in the WeightsError of a mismatch."""
-    check_layout({name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}, state, source)
-    module.load_state_dict(state)
+    """Copy a state dict into a module, strictly but for the counters of batch normalisation, which no score needs.
+
+    Args:
+        module: what to fill.
+        state: tensors by name.
+        source: what the message calls the file.
+
+    Raises:
+        WeightsError: a tensor is missing, unexpected or of another shape.
+    """
+    own = module.state_dict()
+    counters = {name: tensor for name, tensor in own.items() if name.endswith(COUNTER)}
+    wanted = {name: tensor for name, tensor in state.items() if name in own or not name.endswith(COUNTER)}
+    complete = {**counters, **wanted}
+    check_layout({name: tuple(tensor.shape) for name, tensor in own.items()}, complete, source)
+    module.load_state_dict(complete)

@@ -9,7 +9,8 @@ import torch
 from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import io
 
-from ..models import MODELS, create_model, is_cached, list_models
+from ..models import MODELS, is_cached, list_models
+from ..models.create import create_model
 from .quality_model import IQ_MODEL, QualityModel
 
 FOLDER = "iqa"

@@ -182,6 +182,60 @@ def test_the_reader_allows_what_the_table_allows(path, source):
     assert violations(ROOT / path, source) == []
 
 
+def modules_imported_by(path: Path) -> set[str]:
+    """The package's own modules that a file imports, at any depth, but for type checkers."""
+    tree = ast.parse(path.read_text("utf-8"))
+    guarded = {
+        inner
+        for node in ast.walk(tree)
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
+        for statement in node.body
+        for inner in ast.walk(statement)
+    }
+    kept = [node for node in ast.walk(tree) if isinstance(node, (ast.Import, ast.ImportFrom)) and node not in guarded]
+    source = "\n".join(ast.unparse(node) for node in kept)
+    return {name for name, inside in imports_of(path, source) if inside}
+
+
+def strongly_connected(graph: dict[str, set[str]]) -> list[set[str]]:
+    """Groups of more than one node in which each reaches each, by two depth-first searches (Kosaraju)."""
+
+    def walk(node: str, edges: dict[str, set[str]], seen: set[str], done: list[str]) -> None:
+        seen.add(node)
+        for target in edges.get(node, ()):
+            if target not in seen:
+                walk(target, edges, seen, done)
+        done.append(node)
+
+    order: list[str] = []
+    seen: set[str] = set()
+    for node in graph:
+        if node not in seen:
+            walk(node, graph, seen, order)
+    back: dict[str, set[str]] = {}
+    for node, targets in graph.items():
+        for target in targets:
+            back.setdefault(target, set()).add(node)
+    groups, seen = [], set()
+    for node in reversed(order):
+        if node not in seen:
+            group: list[str] = []
+            walk(node, back, seen, group)
+            groups.append(set(group))
+    return [group for group in groups if len(group) > 1]
+
+
+def test_strongly_connected_finds_circles():
+    assert strongly_connected({"a": {"b"}, "b": {"c"}, "c": {"a", "d"}, "d": set()}) == [{"a", "b", "c"}]
+    assert strongly_connected({"a": {"b", "c"}, "b": {"c"}, "c": set()}) == []
+
+
+def test_no_files_import_each_other_in_a_circle():
+    """Imports inside functions count. A package's `__init__` is what its names come from, so it counts as a file."""
+    graph = {module_of(path): modules_imported_by(path) - {module_of(path)} for path in package_files()}
+    assert strongly_connected(graph) == []
+
+
 def run_python(code: str, cwd: Path) -> str:
     done = subprocess.run([sys.executable, "-c", code], cwd=cwd, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr

@@ -11,7 +11,7 @@ from tiny_pipelines import tiny_pipeline
 import iqguide
 from iqguide import cli
 from iqguide.guidance.diffusers import guided
-from iqguide.models.weights import ASSETS
+from iqguide.models.cache import ASSETS
 from iqguide.training import calibrate
 from iqguide.training.config import FinetuneConfig
 

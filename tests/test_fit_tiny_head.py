@@ -16,7 +16,6 @@ from safetensors.torch import load_file
 from scipy.stats import spearmanr
 
 import iqguide.models
-from iqguide.models.save import save_tiny
 from iqguide.models.tiny import Tiny
 from iqguide.training import batches, fit_tiny_head
 from iqguide.training.data import Photograph
@@ -32,7 +31,7 @@ def run(tmp_path_factory):
     data = training_folder(folder / "data")
     torch.manual_seed(0)
     before = folder / "before.safetensors"
-    save_tiny(Tiny(), before)
+    Tiny().save(before)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("ACCELERATE_USE_CPU", "true")
         AcceleratorState._reset_state(reset_partial_state=True)
@@ -136,7 +135,7 @@ def test_halfway_between_two_opinions_is_on_the_scale_of_the_own():
 def test_the_second_fit_is_to_what_lies_halfway(tmp_path, monkeypatch):
     data = training_folder(tmp_path / "data")
     before = tmp_path / "before.safetensors"
-    save_tiny(Tiny(), before)
+    Tiny().save(before)
     ladders, crops, other = torch.rand(4, 7, 668), torch.rand(5, 668), torch.tensor([3.0, 1.0, 4.0, 1.0, 5.0])
     known = fit_tiny_head.Statistics(
         ladders, torch.rand(4, 6), crops, torch.rand(5), ladders[:0, :2], torch.empty(0, 2), crops, other

@@ -9,9 +9,9 @@ import timm
 import torch
 from safetensors.torch import save_file
 
+from iqguide.errors import WeightsError
 from iqguide.models.efficientnet import STRIDES, WIDTHS, EfficientNetLite0
 from iqguide.models.lite import Lite
-from iqguide.models.weights import WeightsError
 from iqguide.training.pretrained import load_pretrained
 
 

@@ -10,6 +10,10 @@ import iqguide
 from iqguide.models import BPCLIPConfig, ClipConfig
 
 SMALL = ClipConfig(layers=(1, 1, 1, 1), width=8, embed_dim=16, text_width=32, text_heads=2, text_layers=2)
+SMALL_VIT = ClipConfig(
+    **{"layers": (2,), "width": 32, "patch": 14, "head_width": 16, "embed_dim": 16, "positions": True},
+    **{"text_width": 32, "text_heads": 2, "text_layers": 2},
+)
 SMALL_BPCLIP = BPCLIPConfig(
     backbone="resnet18", channels=(16, 16, 24, 24), width=16, heads=2, mask_width=4, text_dim=16, positions=4
 )
@@ -20,9 +24,11 @@ ALONE_TOLERANCE = 1e-5  # float32 sums in another order
 
 def make(name, **options):
     """A model with random weights, as small as its options allow."""
-    if name in ("qualiclip", "clipiqa", "qualiclip+", "clipiqa+"):
+    if "vit" in name:
+        options.setdefault("config", SMALL_VIT)
+    elif name.startswith(("qualiclip", "clipiqa")):
         options.setdefault("config", SMALL)
-    if name == "clipiqa+":
+    if name.startswith("clipiqa+"):
         options.setdefault("temperature", 20.0)  # random prompts in so small a space saturate a single pair
     if name.startswith("bpclip"):
         options.setdefault("config", SMALL_BPCLIP)

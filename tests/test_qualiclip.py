@@ -10,8 +10,10 @@ from safetensors.torch import save_file
 from torch.nn import functional as F
 
 from iqguide import create_model
-from iqguide.models import ClipConfig, WeightsError, clip
-from iqguide.models.clip import FirstTokenPool, text_layout
+from iqguide.models import ClipConfig, WeightsError, clip_towers
+from iqguide.models.clip import text_layout
+from iqguide.models.clip_config import RN50
+from iqguide.models.clip_towers import FirstTokenPool, picture_tower
 from iqguide.models.qualiclip import PAIRS, PROMPTS
 
 SMALL = ClipConfig(layers=(1, 1, 1, 1), width=8, embed_dim=16, text_width=32, text_heads=2, text_layers=2)
@@ -68,7 +70,7 @@ def no_text_tower(monkeypatch):
     def refuse(*args, **kwargs):
         raise AssertionError("the text tower was built")
 
-    monkeypatch.setattr(clip, "TextTransformer", refuse)
+    monkeypatch.setattr(clip_towers, "TextTransformer", refuse)
 
 
 def without_positions(model):
@@ -93,7 +95,7 @@ def test_fourteen_prompts_in_seven_pairs():
 
 
 def test_full_size_checkpoint_agrees_with_open_clip(tmp_path, no_text_tower):
-    theirs = open_clip_model(clip.RN50)
+    theirs = open_clip_model(RN50)
     assert len(theirs.state_dict()) == 489
     features = F.normalize(torch.randn(14, 1024), dim=-1)
     path = tmp_path / "qualiclip.pth"
@@ -113,8 +115,8 @@ def test_full_size_checkpoint_agrees_with_open_clip(tmp_path, no_text_tower):
 
 def test_the_layout_is_that_of_open_clip_at_full_size():
     with torch.device("meta"):
-        theirs = open_clip_model(clip.RN50)
-        ours = {f"visual.{name}" for name in clip.picture_tower().state_dict()}
+        theirs = open_clip_model(RN50)
+        ours = {f"visual.{name}" for name in picture_tower().state_dict()}
     shapes = {name: tuple(tensor.shape) for name, tensor in theirs.state_dict().items()}
     text = text_layout()
     assert {name: shapes[name] for name in text} == text
@@ -191,8 +193,8 @@ def test_picture_tower_and_prompts_alone_have_the_scale_of_openai(tmp_path, refe
 
 def test_without_prompts_features_the_text_tower_makes_them_once(tmp_path, reference, monkeypatch):
     built = []
-    real = clip.TextTransformer
-    monkeypatch.setattr(clip, "TextTransformer", lambda **sizes: built.append(real(**sizes)) or built[-1])
+    real = clip_towers.TextTransformer
+    monkeypatch.setattr(clip_towers, "TextTransformer", lambda **sizes: built.append(real(**sizes)) or built[-1])
     path = tmp_path / "clip.pt"
     torch.save(reference.state_dict(), path)
     model = make(weights=path)

@@ -23,7 +23,7 @@ from tqdm import tqdm
 from ..errors import make_folder, one_sentence
 from ..images import MIN_SIDE
 from ..models.create import create_model
-from ..models.save import save_model
+from ..models.hub import save_model
 from ..models.tiny import WIDTHS, Tiny
 from . import batches, distortions
 from .batches import Crops

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from ..errors import one_sentence
 from ..models.bpclip import BPCLIP
 from ..models.create import create_model
-from ..models.save import save_model
+from ..models.hub import save_model
 from .distill import RANGES, imitate, parser
 
 FIRES = (3, 7, 9, 9)  # of strides 4, 8, 16 and 16, for the stages of strides 4 to 32

@@ -30,7 +30,7 @@ from tqdm import tqdm
 
 from ..errors import atomic_write, make_folder, one_sentence
 from ..models.create import create_model
-from ..models.save import save_model
+from ..models.hub import save_model
 from . import calibrate, objectives, training_model
 from .batch_dataset import CENTRE, BatchDataset, TrainingData, draws, gather, numbers
 from .batches import RAW_UNIT, ladders

@@ -27,7 +27,7 @@ from ..errors import atomic_write, make_folder, one_sentence
 from ..images import MIN_SIDE
 from ..models.bpclip import BPCLIP
 from ..models.create import create_model
-from ..models.save import save_model
+from ..models.hub import save_model
 from . import batches, distortions, objectives
 from .batch_dataset import checked_parts, read_predictions
 from .batches import Crops, raw_units

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from ..models.bpclip import FULL, FULL_REFERENCE, MINI, BPCLIPConfig
-from ..models.clip import ClipConfig
+from ..models.bpclip_config import FULL, FULL_REFERENCE, MINI, BPCLIPConfig
+from ..models.clip_config import ClipConfig
 from ..models.create import create_model
 from . import calibrate
 from .batches import raw_units
