@@ -143,18 +143,18 @@ def _attributes_of(model: object) -> dict[str, list[float]]:
         raise ValueError(
             f"a {type(model).__name__} has no attributes; expected clipiqa, qualiclip or bpclip (without a reference)."
         )
-    found: dict[str, list[float]] = {}
+    signs: dict[str, list[float]] = {}
     words = [word for _, *both in pairs for word in both]
     for index, (_, positive, negative) in enumerate(pairs):
         row = [float(other == index) for other in range(len(pairs))]
         names = {f"{positive} / {negative}": row, positive: row, negative: [-value for value in row]}
-        found |= {
+        signs |= {
             name: signs for name, signs in names.items() if words.count(name) < 2
         }  # a word of two pairs is no name
     for dimension in {pair[0] for pair in pairs} - {None}:
         members = [float(pair[0] == dimension) for pair in pairs]
-        found[dimension] = [value / sum(members) for value in members]
-    return found
+        signs[dimension] = [value / sum(members) for value in members]
+    return signs
 
 
 @dataclass(frozen=True)
@@ -179,45 +179,6 @@ class Resize:
     def margin(self, images: Tensor) -> Tensor:
         """Images (N, 3, H, W) in [0, 1] -> margins (N,) of the resized pictures."""
         return margin_of(self.reward)(resize_short_side(images, self.short_side, enlarge=self.enlarge))
-
-
-@dataclass(frozen=True)
-class Crops:
-    """Mean of a reward over square crops at random places, the same places for every picture of a batch.
-
-    Averaging over crops smooths a reward whose gradient is noisy, and bounds the memory on large pictures.
-    """
-
-    reward: Reward
-    size: int
-    """Side of a crop, pixels; pictures must be at least as large."""
-    count: int = 4
-    """Crops per picture; the cost grows with it."""
-    seed: int | torch.Generator = 0
-    """A number: the same places in every call, so a picture keeps its score. A CPU generator: new places each time."""
-
-    @property
-    def inner(self) -> tuple[Reward]:
-        """What is wrapped."""
-        return (self.reward,)
-
-    def __call__(self, images: Tensor) -> Tensor:
-        """Images (N, 3, H, W) in [0, 1] -> mean score (N,) over the crops."""
-        return self._mean(self.reward, images)
-
-    def margin(self, images: Tensor) -> Tensor:
-        """Images (N, 3, H, W) in [0, 1] -> mean margin (N,) over the crops."""
-        return self._mean(margin_of(self.reward), images)
-
-    def _mean(self, reward: Reward, images: Tensor) -> Tensor:
-        height, width = images.shape[-2:]
-        if min(height, width) < self.size:
-            raise ValueError(f"images are {width}x{height} pixels; expected at least the crop size, {self.size}.")
-        generator = self.seed if isinstance(self.seed, torch.Generator) else torch.Generator().manual_seed(self.seed)
-        tops = torch.randint(height - self.size + 1, (self.count,), generator=generator).tolist()
-        lefts = torch.randint(width - self.size + 1, (self.count,), generator=generator).tolist()
-        crops = [images[..., y : y + self.size, x : x + self.size] for y, x in zip(tops, lefts, strict=True)]
-        return reward(torch.cat(crops)).unflatten(0, (self.count, len(images))).mean(0)
 
 
 class FullReference:

@@ -133,12 +133,12 @@ def ways_from(images: Tensor, reward: Any, space: Space, region: NaturalRange, s
 
 def sampled(pipe: Any, plan: Plan, reward: Any, out: Path) -> list[Tensor]:
     """Unguided pictures, and those guided at each scale from the same seeds."""
-    found = []
+    pictures = []
     for scale in (0.0, *scales()):
         folder = out / (f"{scale:g}" if scale else "unguided")
         generate(pipe, plan, RewardGuidance(reward, scale=scale) if scale else None, folder)
-        found.append(load([folder / f"{seed}-0.png" for seed in plan.seeds]))
-    return found
+        pictures.append(load([folder / f"{seed}-0.png" for seed in plan.seeds]))
+    return pictures
 
 
 # --- what they say ---

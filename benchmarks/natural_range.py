@@ -27,21 +27,21 @@ def statistics(images: Tensor) -> Tensor:
     planes = torch.stack([luma, red - green, (red + green) / 2 - blue], 1)
     binomial = torch.tensor([0.25, 0.5, 0.25]).to(images)
     kernel = (binomial[:, None] * binomial).expand(3, 1, 3, 3)
-    found = [luma.mean((1, 2))[:, None]]
+    columns = [luma.mean((1, 2))[:, None]]
     for octave in range(OCTAVES):
         low = F.conv2d(F.pad(planes, (1, 1, 1, 1), mode="reflect"), kernel, groups=3)
         band = planes - low
         energy = (band.square().mean((2, 3)) + 1e-6).log()
-        found.append(energy if octave < OCTAVES - 1 else energy[:, :1])  # colour has little at a coarse one
+        columns.append(energy if octave < OCTAVES - 1 else energy[:, :1])  # colour has little at a coarse one
         size = ((band[:, :1].square() + 1e-8).sqrt().mean((2, 3)) + 1e-4).log()
-        found.append(size - energy[:, :1] / 2)  # mean over root mean square: low where little of the picture has edges
+        columns.append(size - energy[:, :1] / 2)  # mean over RMS: low where little of the picture has edges
         planes = low[..., ::2, ::2]
-    return torch.cat(found, 1)
+    return torch.cat(columns, 1)
 
 
-def mahalanobis(found: Tensor, mean: Tensor, precision: Tensor) -> Tensor:
+def mahalanobis(values: Tensor, mean: Tensor, precision: Tensor) -> Tensor:
     """Distance of statistics (N, D) from their mean over the root of D, (N,): about 1 for photographs."""
-    away = found - mean
+    away = values - mean
     return ((away @ precision * away).sum(1) / len(mean) + 1e-6).sqrt()
 
 
@@ -67,10 +67,10 @@ class NaturalRange:
 
 def fit(photographs: Tensor) -> NaturalRange:
     """The range of photographs (N, 3, H, W) in [0, 1]."""
-    found = statistics(photographs)
-    mean = found.mean(0)
-    precision = torch.linalg.inv(torch.cov(found.T) + 1e-4 * torch.eye(found.shape[1]))
-    return NaturalRange(mean, precision, mahalanobis(found, mean, precision).quantile(USUAL).item())
+    values = statistics(photographs)
+    mean = values.mean(0)
+    precision = torch.linalg.inv(torch.cov(values.T) + 1e-4 * torch.eye(values.shape[1]))
+    return NaturalRange(mean, precision, mahalanobis(values, mean, precision).quantile(USUAL).item())
 
 
 def kept_inside(margin: Callable[[Tensor], Tensor], region: NaturalRange, weight: float) -> Callable[[Tensor], Tensor]:

@@ -67,13 +67,13 @@ def way_back(model: torch.nn.Module, data: Path, count: int, side: int) -> float
 
 def transfer(model: torch.nn.Module, pipe: Any, out: Path, seeds: int) -> dict[str, dict[str, float]]:
     """What guidance changes in the reward and in the judges' verdict, in deviations of the unguided pictures."""
-    plan, found = Plan(tuple(range(seeds)), best_of=1), []
+    plan, measured = Plan(tuple(range(seeds)), best_of=1), []
     for name, how in (("unguided", None), ("guided", RewardGuidance(model))):
         folder = out / name if how is None else out / name / fingerprint(model)
         generate(pipe, plan, how, folder)
         images = load([folder / f"{seed}-0.png" for seed in plan.seeds])
-        found.append(measure(images, {"reward": model.margin, **judges()}))
-    return {name: compare(*(part[name].numpy() for part in found)) for name in ("reward", *judges())}
+        measured.append(measure(images, {"reward": model.margin, **judges()}))
+    return {name: compare(*(part[name].numpy() for part in measured)) for name in ("reward", *judges())}
 
 
 def run(
@@ -98,8 +98,8 @@ def run(
         model = create_model(name, weights=file)
         aside = known.held_out(0)
         held_out = [photograph.path for photograph, apart in zip(known.scored, aside, strict=True) if apart]
-        found = figures(known, 0, margins(model, held_out), margins(model, list(known.tid.values())))
-        found["way_back"] = way_back(model, data, PAIRS, configs[name].crop)
-        return found | ({"transfer": transfer(model, pipe, out / "pictures", seeds)} if seeds else {})
+        record = figures(known, 0, margins(model, held_out), margins(model, list(known.tid.values())))
+        record["way_back"] = way_back(model, data, PAIRS, configs[name].crop)
+        return record | ({"transfer": transfer(model, pipe, out / "pictures", seeds)} if seeds else {})
 
     return collect(path, [{"model": name, "way": way} for name in configs for way in WAYS], record)

@@ -48,7 +48,7 @@ def by_variant(records: Sequence[Record]) -> dict[str, list[Record]]:
     return {name: [record for record in records if record["variant"] == name] for name in names}
 
 
-def split_table(found: dict[str, list[Record]]) -> str:
+def split_table(results: dict[str, list[Record]]) -> str:
     """A row for each model: mean over the splits, the first split with its bootstrap interval, ladder steps."""
     head = [
         "mean ± sd over the splits",
@@ -60,7 +60,7 @@ def split_table(found: dict[str, list[Record]]) -> str:
         *DISTORTIONS,
     ]
     rows = []
-    for variant, records in by_variant([record for part in found.values() for record in part]).items():
+    for variant, records in by_variant([record for part in results.values() for record in part]).items():
         first = records[0]
         own = "{:.3f} ({:.3f} to {:.3f})".format(first["srcc"], *first["intervals"]["srcc"])
         figures = [spread(records, name) for name in ("srcc", "plcc", "plcc_fitted")]
@@ -113,18 +113,18 @@ def reference_table(records: Sequence[Record]) -> str:
     return table(head, rows)
 
 
-def report(found: dict[str, list[Record]]) -> str:
+def report(results: dict[str, list[Record]]) -> str:
     """The tables of all parts that were run, and what they were run on."""
-    models = {part: records for part, records in found.items() if part in SPLIT_PARTS}
+    models = {part: records for part, records in results.items() if part in SPLIT_PARTS}
     parts = [f"{machine()}."]
     if models:
         parts.append(split_table(models))
-    if "ablations" in found:
-        parts.append(ablation_table(found["ablations"]))
-    if "guidance" in found:
-        parts.append(guidance_table(found["guidance"]))
-    if "reference" in found:
-        parts.append(reference_table(found["reference"]))
+    if "ablations" in results:
+        parts.append(ablation_table(results["ablations"]))
+    if "guidance" in results:
+        parts.append(guidance_table(results["guidance"]))
+    if "reference" in results:
+        parts.append(reference_table(results["reference"]))
     return "\n\n".join(parts)
 
 
@@ -142,10 +142,10 @@ def run(part: str, args: argparse.Namespace) -> list[Record]:
     return quality_bpclip.run(part, args.data, args.out, known, args.mini_weights, args.splits)
 
 
-def publish(found: dict[str, list[Record]]) -> None:
+def publish(results: dict[str, list[Record]]) -> None:
     """Write the records into results/, and the tables of all parts that are there into README.md."""
     path = RESULTS / "quality_models.json"
-    every = (json.loads(path.read_text()) if path.is_file() else {}) | found
+    every = (json.loads(path.read_text()) if path.is_file() else {}) | results
     every = {part: every[part] for part in PARTS if part in every}
     path.write_text(json.dumps(every, indent=1) + "\n")
     write_between(README, "quality-models", report(every))
@@ -167,10 +167,10 @@ def main(arguments: list[str] | None = None) -> None:
     if unknown:
         parser.error(f"there is no part {unknown[0]!r}; expected some of {', '.join(PARTS)}.")
     args.out.mkdir(parents=True, exist_ok=True)
-    found = {part: run(part, args) for part in args.parts or PARTS}
-    print(report(found))
+    results = {part: run(part, args) for part in args.parts or PARTS}
+    print(report(results))
     if args.publish:
-        publish(found)
+        publish(results)
 
 
 if __name__ == "__main__":

@@ -69,13 +69,13 @@ def figures(known: Pictures, split: int, scores: np.ndarray, tid_scores: np.ndar
         which the score falls, by distortion and of "all".
     """
     aside = known.held_out(split)
-    found: Record = correlations(scores, known.opinions[aside])
+    record: Record = correlations(scores, known.opinions[aside])
     ends = intervals(scores, known.opinions[aside], [str(group) for group in known.groups[aside]], DRAWS)
-    found["intervals"] = {name: list(interval) for name, interval in ends.items()}
+    record["intervals"] = {name: list(interval) for name, interval in ends.items()}
     steps = tid_steps(known.rows, dict(zip(known.tid, tid_scores.tolist(), strict=True)))
-    found["falls"] = {name: float(np.mean(flat(series))) for name, series in steps.items()}
-    found["falls"]["all"] = float(np.mean([fell for series in steps.values() for fell in flat(series)]))
-    return found
+    record["falls"] = {name: float(np.mean(flat(series))) for name, series in steps.items()}
+    record["falls"]["all"] = float(np.mean([fell for series in steps.values() for fell in flat(series)]))
+    return record
 
 
 def digest(*things: object) -> str:

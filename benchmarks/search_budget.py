@@ -69,15 +69,15 @@ class Found:
 
 def best_of_each(pipe: Any, reward: Any, group: Group) -> dict[str, Found]:
     """Best of 1, 2, 4, 8, 16: the candidates are drawn once, and each N takes the first N of them."""
-    found, images, nfe, seconds = {}, [], 0, 0.0
+    methods, images, nfe, seconds = {}, [], 0, 0.0
     for seed in group.seeds:
         ranking, spent = timed(best_of_n, pipe, reward, n=1, seeds=[seed], **group.call)
         images.append(ranking.best)
         nfe, seconds = nfe + ranking.nfe, seconds + spent
         if len(images) in SIZES:
             best = int(rank(torch.stack(images), reward).order[0])
-            found["unguided" if len(images) == 1 else f"best of {len(images)}"] = Found(images[best], nfe, seconds)
-    return found
+            methods["unguided" if len(images) == 1 else f"best of {len(images)}"] = Found(images[best], nfe, seconds)
+    return methods
 
 
 def timed(search: Callable[..., Ranking], *arguments: Any, **options: Any) -> tuple[Ranking, float]:
@@ -145,13 +145,13 @@ def draw(pipe: Any, reward: Any, group: Group, done: set[str]) -> Iterator[tuple
 # --- raw results ---
 
 
-def row_of(group: Group, method: str, found: Found, reward: Any, every: dict[str, Any]) -> dict[str, Any]:
+def row_of(group: Group, method: str, outcome: Found, reward: Any, every: dict[str, Any]) -> dict[str, Any]:
     """One line of the table of raw results: scores of the picture rounded to 8 bits, and the reward unsaturated."""
-    image = to_tensor(to_pil(found.image))
+    image = to_tensor(to_pil(outcome.image))
     with torch.no_grad():
         scores = {name: float(score(image)) for name, score in {"reward": margin_of(reward), **every}.items()}
     head = {"group": group.number, "prompt": group.call["prompt"], "method": method}
-    return head | {"nfe": found.nfe, "seconds": round(found.seconds, 4)} | scores
+    return head | {"nfe": outcome.nfe, "seconds": round(outcome.seconds, 4)} | scores
 
 
 def read(path: Path) -> list[dict[str, Any]]:
@@ -186,32 +186,32 @@ def changes(rows: Sequence[dict[str, Any]], names: Sequence[str]) -> dict[str, d
     shared = sorted(set.intersection(*(set(groups) for groups in by.values())))
     if len(shared) < 2:
         return {}
-    found = {}
+    gains = {}
     for method, groups in by.items():
-        found[method] = {key: np.array([groups[g][key] for g in shared]) for key in ("nfe", "seconds")}
+        gains[method] = {key: np.array([groups[g][key] for g in shared]) for key in ("nfe", "seconds")}
         for name in names:
             before, own = (np.array([which[g][name] for g in shared]) for which in (by["unguided"], groups))
-            found[method][name] = (own - before) / before.std(ddof=1)
-    return found
+            gains[method][name] = (own - before) / before.std(ddof=1)
+    return gains
 
 
 def summary(rows: Sequence[dict[str, Any]], names: Sequence[str]) -> dict[str, dict[str, Any]]:
     """Method -> mean nfe, median seconds, and of each score's change the mean and its 95 % interval over the groups."""
-    found = {}
+    gains = {}
     every = changes(rows, names)
     for method, values in every.items():
         mine = {"nfe": values["nfe"].mean(), "seconds": float(np.median(values["seconds"]))}
-        found[method] = mine | {name: (float(values[name].mean()), *bootstrap(values[name])) for name in names}
-    return {"groups": len(every["unguided"]["nfe"]) if every else 0, "methods": found}
+        gains[method] = mine | {name: (float(values[name].mean()), *bootstrap(values[name])) for name in names}
+    return {"groups": len(every["unguided"]["nfe"]) if every else 0, "methods": gains}
 
 
 def against(rows: Sequence[dict[str, Any]], names: Sequence[str]) -> str:
     """What a method reaches of another's gain, for what share of its compute: the pairs of `PAIRS`."""
-    found = changes(rows, names)
+    gains = changes(rows, names)
     lines = []
     for method, other in PAIRS:
-        if method in found and other in found:
-            mine, theirs = found[method], found[other]
+        if method in gains and other in gains:
+            mine, theirs = gains[method], gains[other]
             compute = (mine["nfe"].mean() / theirs["nfe"].mean(), np.median(mine["seconds"] / theirs["seconds"]))
             gains = (share_of_gain(mine[name], theirs[name]) for name in names)
             lines.append([f"{method}, of {other}", *(f"{value:.0%}" for value in compute), *gains])
@@ -237,27 +237,27 @@ def winners_kept(rows: Sequence[dict[str, Any]], method: str, other: str) -> str
     return f"{method}: the winner of {other} in {same} of {len(shared)} groups."
 
 
-def page(found: dict[str, Any], names: Sequence[str]) -> str:
+def page(figures: dict[str, Any], names: Sequence[str]) -> str:
     """The table: a method a line, sorted by compute."""
     lines = []
-    for method, values in sorted(found["methods"].items(), key=lambda item: item[1]["nfe"]):
+    for method, values in sorted(figures["methods"].items(), key=lambda item: item[1]["nfe"]):
         scores = (f"{mean:+.2f} ({low:+.2f} to {high:+.2f})" for mean, low, high in (values[name] for name in names))
         lines.append([method, f"{values['nfe']:.0f}", f"{values['seconds']:.1f}", *scores])
     return table(("", "rows through the denoiser", "s", *names), lines)
 
 
-def plot(found: dict[str, Any], names: Sequence[str], path: Path) -> None:
+def plot(figures: dict[str, Any], names: Sequence[str], path: Path) -> None:
     """A panel for each score: mean change and its interval, over rows through the denoiser, and below over seconds."""
-    order = sorted(found["methods"], key=lambda method: found["methods"][method]["nfe"])
+    order = sorted(figures["methods"], key=lambda method: figures["methods"][method]["nfe"])
     marks = [str(index + 1) for index in range(len(order))]
     rows = []
     for key, unit in (("nfe", "rows"), ("seconds", "seconds")):
-        compute = np.array([found["methods"][method][key] for method in order])
+        compute = np.array([figures["methods"][method][key] for method in order])
         ticks = [(math.log(end), f"{end:.3g}") for end in (compute.min(), compute.max())]
-        scores = {name: np.array([found["methods"][method][name] for method in order]) for name in names}
+        scores = {name: np.array([figures["methods"][method][name] for method in order]) for name in names}
         lines = {name: Line(np.log(compute), values, marks=marks) for name, values in scores.items()}
         rows.append([Panel(f"{name}, over log {unit}", [line], ticks) for name, line in lines.items()])
-    values = [found["methods"][method] for method in order]
+    values = [figures["methods"][method] for method in order]
     notes = [
         f"{mark}  {method}: {mine['nfe']:.0f} rows, {mine['seconds']:.1f} s"
         for mark, method, mine in zip(marks, order, values, strict=True)
@@ -294,9 +294,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         for number in args.groups:
             call = DEMO_CALL | {"num_inference_steps": args.steps, "prompt": PROMPTS[number % len(PROMPTS)]}
             group, mine = Group(number, call), {method for other, method in done if other == number}
-            for method, found in draw(pipe, reward, group, mine):
+            for method, outcome in draw(pipe, reward, group, mine):
                 if method not in mine:
-                    append(raw, row_of(group, method, found, reward, every))
+                    append(raw, row_of(group, method, outcome, reward, every))
                     bar.update()
     report(raw, args, ["reward", *every])
 
@@ -311,23 +311,23 @@ def check_settings(path: Path, settings: dict[str, Any]) -> None:
 def report(raw: Path, args: argparse.Namespace, names: Sequence[str]) -> None:
     """Print the tables and draw the plot; with --publish also into benchmarks/."""
     rows = [row for row in read(raw) if row["group"] in args.groups]
-    found = summary(rows, names)
-    if not found["methods"]:
+    figures = summary(rows, names)
+    if not figures["methods"]:
         print("Fewer than two groups are finished; there is nothing to compare yet.")
         return
-    note = f"{found['groups']} groups, {args.steps} steps, reward `{args.model}`, batch size 1. Changes against the"
+    note = f"{figures['groups']} groups, {args.steps} steps, reward `{args.model}`, batch size 1. Changes against the"
     note += f" unguided picture of the same seed, in standard deviations, with paired 95 % intervals. {machine()}."
-    kept = "\n".join(winners_kept(rows, *pair) for pair in HALVED if {*pair} <= set(found["methods"]))
-    text = "\n\n".join(part for part in (note, page(found, names), against(rows, names), kept) if part)
+    kept = "\n".join(winners_kept(rows, *pair) for pair in HALVED if {*pair} <= set(figures["methods"]))
+    text = "\n\n".join(part for part in (note, page(figures, names), against(rows, names), kept) if part)
     print(text)
-    plot(found, names, args.out / "search_budget.png")
+    plot(figures, names, args.out / "search_budget.png")
     if args.publish:
         write_between(README, "search-budget", f"{text}\n\n![Scores against compute](results/search_budget.png)")
         published = RESULTS / "search_budget.csv"
         published.unlink(missing_ok=True)
         for row in rows:
             append(published, row)
-        plot(found, names, RESULTS / "search_budget.png")
+        plot(figures, names, RESULTS / "search_budget.png")
 
 
 if __name__ == "__main__":

@@ -72,11 +72,11 @@ class Setting:
 
 def settings_of(sweep: str) -> list[Setting]:
     """The rows of one sweep, in order."""
-    found = []
+    settings = []
     for value in VALUES[sweep]:
         changes = {**HARD.get(sweep, {}), sweep: value}
-        found.append(Setting(sweep, value, {k: v for k, v in changes.items() if v != DEFAULTS[k]}))
-    return found
+        settings.append(Setting(sweep, value, {k: v for k, v in changes.items() if v != DEFAULTS[k]}))
+    return settings
 
 
 def measured(pipe: Any, plan: Plan, guidance: RewardGuidance | None, folder: Path, scores: Mapping[str, Any]) -> Scores:
@@ -85,8 +85,8 @@ def measured(pipe: Any, plan: Plan, guidance: RewardGuidance | None, folder: Pat
     seconds = json.loads((folder / "settings.json").read_text())["processor"]
     images = load([folder / f"{seed}-0.png" for seed in plan.seeds])
     with torch.no_grad():
-        found = {name: torch.cat([score(part) for part in images.split(16)]).numpy() for name, score in scores.items()}
-    return found | {"seconds": np.array([seconds[f"{seed}-0"] for seed in plan.seeds])}
+        scored = {name: torch.cat([score(part) for part in images.split(16)]).numpy() for name, score in scores.items()}
+    return scored | {"seconds": np.array([seconds[f"{seed}-0"] for seed in plan.seeds])}
 
 
 def row_of(setting: Setting, plain: Scores, own: Scores, names: Sequence[str]) -> dict[str, Any]:

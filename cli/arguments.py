@@ -32,12 +32,12 @@ def seed_list(text: str) -> list[int]:
     for part in text.split(","):
         first, colon, end = part.partition(":")
         start = counting(first)
-        found = range(start, counting(end) if colon else start + 1)
-        if not found:
+        numbers = range(start, counting(end) if colon else start + 1)
+        if not numbers:
             raise argparse.ArgumentTypeError(f"{part!r} holds no seed; expected FIRST:END as in 0:64")
-        if found.stop > SEEDS or found.stop - found.start > MOST:
+        if numbers.stop > SEEDS or numbers.stop - numbers.start > MOST:
             raise argparse.ArgumentTypeError(f"got {part}; expected seeds below 2^63, and at most {MOST} of them")
-        seeds.update(dict.fromkeys(found))
+        seeds.update(dict.fromkeys(numbers))
     return list(seeds)
 
 

@@ -51,16 +51,16 @@ def run_evaluate(options: argparse.Namespace) -> int:
     scores = score_samples(model, samples, limit, device, spec.full_reference)
     if not talks:
         return OK
-    found = summarise(samples, scores, options.split, options.bootstrap)
+    figures = summarise(samples, scores, options.split, options.bootstrap)
     settings = {name: getattr(options, name) for name in ("model", "weights", "dataset", "split")}
     if options.json:
-        print(json.dumps({**found, **settings, "short_side": limit or None}, indent=1))
+        print(json.dumps({**figures, **settings, "short_side": limit or None}, indent=1))
     else:
-        _print(found, settings, limit)
+        _print(figures, settings, limit)
     if options.csv:
         _write_csv(samples, scores, Path(options.csv))
     if options.plot:
-        _plot(samples, scores, f"{options.model} on {options.dataset}   SRCC {found['srcc']:.3f}", Path(options.plot))
+        _plot(samples, scores, f"{options.model} on {options.dataset}   SRCC {figures['srcc']:.3f}", Path(options.plot))
     return OK
 
 
@@ -72,19 +72,19 @@ def _check_files(options: argparse.Namespace) -> None:
         picture_format(options.plot)
 
 
-def _print(found: dict[str, Any], settings: dict[str, str], limit: int | None) -> None:
+def _print(figures: dict[str, Any], settings: dict[str, str], limit: int | None) -> None:
     size = f"short side at most {limit} px" if limit else "at the size of the files"
-    print(f"{settings['model']} on {settings['dataset']}: {found['n']} images, {size}")
+    print(f"{settings['model']} on {settings['dataset']}: {figures['n']} images, {size}")
     for name, text in NAMES.items():
         spread = ""
-        if "intervals" in found:
-            spread = "  [{:.3f}, {:.3f}]".format(*found["intervals"][name])
-        elif "std" in found:
-            spread = f"  +- {found['std'][name]:.3f}"
-        print(f"{found[name]:.3f}{spread}  {text}")
-    if "intervals" in found:
+        if "intervals" in figures:
+            spread = "  [{:.3f}, {:.3f}]".format(*figures["intervals"][name])
+        elif "std" in figures:
+            spread = f"  +- {figures['std'][name]:.3f}"
+        print(f"{figures[name]:.3f}{spread}  {text}")
+    if "intervals" in figures:
         print("In brackets: 95 % bootstrap intervals.")
-    elif "std" in found:
+    elif "std" in figures:
         print("Mean and standard deviation over the test parts of ten seeded splits, a fifth of the references each.")
 
 

@@ -22,7 +22,7 @@ def finished(out: Path, seeds: Sequence[int], settings: dict[str, Any]) -> dict[
     Raises:
         ValueError: a picture was made with other settings.
     """
-    found, now = {}, json.loads(json.dumps(settings))
+    records, now = {}, json.loads(json.dumps(settings))
     for seed in seeds:
         path = out / f"{seed}.png"
         if not path.is_file():
@@ -36,8 +36,8 @@ def finished(out: Path, seeds: Sequence[int], settings: dict[str, Any]) -> dict[
                     f"{path} was made with {name} {said.get(name)!r}, and now it is {now.get(name)!r}; choose another"
                     " --out, or leave out --resume to make all pictures again."
                 )
-        found[seed] = {name: said[name] for name in RECORDED if name in said}
-    return found
+        records[seed] = {name: said[name] for name in RECORDED if name in said}
+    return records
 
 
 def _said_by(path: Path) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from torch import nn
 
 def modules_of(*callables: object) -> list[nn.Module]:
     """The networks that callables hold: modules, methods of modules, partials, closures, dataclasses, sequences."""
-    found: dict[int, nn.Module] = {}
+    modules: dict[int, nn.Module] = {}
     seen: set[int] = set()
     waiting = list(callables)
     while waiting:
@@ -20,10 +20,10 @@ def modules_of(*callables: object) -> list[nn.Module]:
             continue
         seen.add(id(item))
         if isinstance(item, nn.Module):
-            found[id(item)] = item
+            modules[id(item)] = item
         else:
             waiting.extend(_held_by(item))
-    return list(found.values())
+    return list(modules.values())
 
 
 def _held_by(item: object) -> list[object]:

@@ -25,14 +25,14 @@ def main(arguments: list[str] | None = None) -> None:
     args.out.mkdir(parents=True, exist_ok=True)
     dtype = torch.bfloat16 if state.device.type == "cuda" else torch.float32
     pipe = DiffusionPipeline.from_pretrained(args.pipeline, torch_dtype=dtype).to(state.device)
-    reward, found = iqguide.create_model("tiny", device=state.device), []
+    reward, own_lines = iqguide.create_model("tiny", device=state.device), []
     prompts = [line for line in enumerate(args.prompts.read_text().splitlines()) if line[1].strip()]
     for index, prompt in prompts[state.process_index :: state.num_processes]:
         if not (path := args.out / f"{index:05}.png").exists():
             top = iqguide.best_of_n(pipe, reward, n=args.n, halving=True, prompt=prompt, num_inference_steps=args.steps)
             iqguide.save_image(top.best, path)
-            found.append(f"{path}  {top.scores.max():.3f}  {prompt}")
-    if (lines := gather_object(found)) and state.is_main_process:
+            own_lines.append(f"{path}  {top.scores.max():.3f}  {prompt}")
+    if (lines := gather_object(own_lines)) and state.is_main_process:
         print(*sorted(lines), sep="\n")
 
 

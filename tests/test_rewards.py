@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from iqguide.images import resize_short_side
-from iqguide.rewards import Crops, FullReference, Resize, Reward, WeightedSum, device_of, margin_of
+from iqguide.rewards import FullReference, Resize, Reward, WeightedSum, device_of, margin_of
 
 
 class Bounded:
@@ -65,8 +65,7 @@ def test_weighted_sum_wants_weights_that_count(weights):
         lambda reward: WeightedSum((reward, 2.0), (mean, -0.5)),
         lambda reward: Resize(reward, 12),
         lambda reward: Resize(reward, 33),
-        lambda reward: Crops(reward, 16, count=3, seed=5),
-        lambda reward: WeightedSum((Resize(Crops(reward, 8), 12), 0.3)),
+        lambda reward: WeightedSum((Resize(reward, 12), 0.3)),
     ],
 )
 @pytest.mark.parametrize("side", ["score", "margin"])
@@ -91,37 +90,6 @@ def test_resize_shows_the_short_side(images):
     Resize(lambda x: seen.append(tuple(x.shape)) or mean(x), 40, enlarge=False)(images)
     assert seen == [(3, 3, 10, 14), (3, 3, 20, 28)]
     torch.testing.assert_close(Resize(Bounded(), 10).margin(images), Bounded().margin(resize_short_side(images, 10)))
-
-
-def test_crops_are_the_same_for_every_call_and_every_batch(images):
-    crops = Crops(Bounded(), 16, count=5, seed=1)
-    scores = crops(images)
-    torch.testing.assert_close(crops(images), scores, rtol=0, atol=0)
-    torch.testing.assert_close(torch.cat([crops(image[None]) for image in images]), scores)
-    assert not torch.allclose(Crops(Bounded(), 16, count=5, seed=2)(images), scores)
-
-
-def test_crops_from_a_generator_move_on(images):
-    def two_calls(seed):
-        crops = Crops(Bounded(), 16, count=2, seed=torch.Generator().manual_seed(seed))
-        return crops(images), crops(images)
-
-    first, second = two_calls(3)
-    assert not torch.allclose(first, second)
-    torch.testing.assert_close(torch.stack(two_calls(3)), torch.stack([first, second]), rtol=0, atol=0)
-
-
-def test_crops_are_real_crops(images):
-    """One crop of nearly full size: its mean is that of one of the places it can be at."""
-    places = [images[..., y : y + 19, x : x + 19].mean((1, 2, 3)) for y in range(2) for x in range(10)]
-    score = Crops(mean, 19, count=1, seed=4)(images)
-    assert any(torch.allclose(score, place) for place in places)
-    torch.testing.assert_close(Crops(mean, 20, count=2)(images[..., :20]), mean(images[..., :20]))
-
-
-def test_crops_larger_than_the_picture_are_refused(images):
-    with pytest.raises(ValueError, match="28x20 pixels; expected at least the crop size, 21"):
-        Crops(mean, 21)(images)
 
 
 def test_full_reference_compares_with_one_or_each(images):
@@ -159,7 +127,6 @@ def test_everything_here_is_a_reward():
         Bounded(),
         WeightedSum((mean, 1)),
         Resize(mean, 8),
-        Crops(mean, 8),
         FullReference(psnr, torch.ones(1, 3, 8, 8)),
     ):
         assert isinstance(reward, Reward)
@@ -172,7 +139,6 @@ def test_the_device_of_a_reward_is_found_through_its_wrappers():
         there,
         there.forward,
         Resize(there, 8),
-        Crops(there, 8),
         FullReference(there, torch.ones(1, 3, 8, 8)),
     ):
         assert device_of(WeightedSum((mean, 1.0), (reward, 1.0))) == torch.device("meta")

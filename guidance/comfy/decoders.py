@@ -104,8 +104,8 @@ def tiny_decoder_path(latent_format: Any) -> str | None:
     name = latent_format.taesd_decoder_name
     if name is None:
         return None
-    found = (file for file in folder_paths.get_filename_list("vae_approx") if file.startswith(name))
-    return next((folder_paths.get_full_path("vae_approx", file) for file in found), None)
+    matching = (file for file in folder_paths.get_filename_list("vae_approx") if file.startswith(name))
+    return next((folder_paths.get_full_path("vae_approx", file) for file in matching), None)
 
 
 def _tiny(model: ModelPatcher, latent_format: Any, path: str) -> LatentDecoder:

@@ -75,12 +75,12 @@ def patch_model(
         raise ValueError(f"start and end percent are {percent}; expected 0 <= start < end <= 1.")
     patched = model.clone()
     if guidance.scale != 0 and guidance.decoder is None:
-        found = find_decoder(model, vae, decoder)
-        guidance = replace(guidance, decoder=found)
-        side = crop_pixels or (CROP_PIXELS if found.bytes_per_pixel > TINY_BYTES else 0)
+        own_decoder = find_decoder(model, vae, decoder)
+        guidance = replace(guidance, decoder=own_decoder)
+        side = crop_pixels or (CROP_PIXELS if own_decoder.bytes_per_pixel > TINY_BYTES else 0)
         if guidance.crop is None and side and not whole_picture:
-            guidance = replace(guidance, crop=max(side // found.factor, 1))
-        patchers = [*patchers, *([found.patcher] if found.patcher is not None else [])]
+            guidance = replace(guidance, crop=max(side // own_decoder.factor, 1))
+        patchers = [*patchers, *([own_decoder.patcher] if own_decoder.patcher is not None else [])]
     patch = Patch(replace(guidance, chunk=guidance.chunk or 1), percent)
     key = f"{ATTACHMENT}-{uuid.uuid4()}"  # a model may be guided more than once
     patched.set_model_sampler_post_cfg_function(patch.guide)

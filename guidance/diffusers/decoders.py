@@ -91,7 +91,7 @@ class VaeDecoder:
         """While open, learn the size of the pictures from the pipeline's calls, where latents do not tell it."""
         if not self.family.needs_grid or not hasattr(pipe, "prepare_latents"):  # modular pipelines have blocks instead
             return nullcontext()
-        return observed(pipe, "prepare_latents", lambda given, _: self._note_size(given["height"], given["width"]))
+        return observed(pipe, "prepare_latents", lambda call, _: self._note_size(call["height"], call["width"]))
 
     def _note_size(self, height: int, width: int) -> None:
         self._grid = (int(height) // self._factor, int(width) // self._factor)
@@ -136,9 +136,9 @@ def find_decoder(
     if vae is None:
         vae, checkpoint = pipe.vae, True
     factor = getattr(pipe, "vae_scale_factor", 8)
-    found = VaeDecoder(vae, family, factor=factor, height=height, width=width, checkpoint=checkpoint)
-    logger.info("guidance decodes the latents of %s with %s", type(pipe).__name__, found.name)
-    return found
+    wrapped = VaeDecoder(vae, family, factor=factor, height=height, width=width, checkpoint=checkpoint)
+    logger.info("guidance decodes the latents of %s with %s", type(pipe).__name__, wrapped.name)
+    return wrapped
 
 
 def local_tiny(name: str) -> AutoencoderTiny | None:

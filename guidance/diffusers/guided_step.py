@@ -161,23 +161,24 @@ class GuidedStep:
 
     def _guided(self, *args: Any, **kwargs: Any) -> Any:
         bound = self._signature.bind(*args, **kwargs)
-        given = bound.arguments
-        sample, output = given["sample"], given["model_output"]
+        arguments = bound.arguments
+        sample, output = arguments["sample"], arguments["model_output"]
         for name in _OWN_WAYS:
-            if given.get(name) is not None:
+            if arguments.get(name) is not None:
                 raise ValueError(
                     f"the pipeline steps with {name}; guidance needs steps from one timestep to the next of the"
                     " scheduler's list, the same for all of a sample. It does not support this pipeline."
                 )
-        moved = self._move(sample, output, given["timestep"])
+        moved = self._move(sample, output, arguments["timestep"])
         if self._full is not None:
-            sample, output = given["sample"], given["model_output"] = sample.detach(), output.detach()
+            sample, output = arguments["sample"], arguments["model_output"] = sample.detach(), output.detach()
         if moved is None and not self._float32:
             result = self._original(*bound.args, **bound.kwargs)
         else:
-            given["sample"], given["model_output"] = (sample.float(), output.float()) if moved is None else moved
+            moved = (sample.float(), output.float()) if moved is None else moved
+            arguments["sample"], arguments["model_output"] = moved
             result = _with_dtype(self._original(*bound.args, **bound.kwargs), sample.dtype)
-        return result if self._full is None else self._full.armed(result, given["timestep"])
+        return result if self._full is None else self._full.armed(result, arguments["timestep"])
 
     def _move(self, sample: Tensor, output: Tensor, timestep: Any) -> tuple[Tensor, Tensor] | None:
         """Sample and model output, both float32, with the clean latent in them moved and the noise kept; None: as is.

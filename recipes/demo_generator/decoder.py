@@ -73,8 +73,8 @@ def perceptual_loss(teacher: Squeezenet, decoded: Tensor, images: Tensor) -> Ten
     """Squared distance of the teacher's maps, each pixel's features at unit length, summed over the layers."""
     with torch.no_grad():
         wanted = unit_length(teacher.maps(images, LAYERS))
-    found = unit_length(teacher.maps(decoded, LAYERS))
-    return sum((a - b).square().sum(1).mean() for a, b in zip(found, wanted, strict=True))
+    maps = unit_length(teacher.maps(decoded, LAYERS))
+    return sum((a - b).square().sum(1).mean() for a, b in zip(maps, wanted, strict=True))
 
 
 def adversarial_loss(judge: Discriminator, decoded: Tensor, images: Tensor, latents: Tensor, redrawn: bool) -> Tensor:
