@@ -17,6 +17,7 @@ _HOMES = {
     "Ranking": ".rerank",
     "Reward": ".rewards",
     "RewardGuidance": ".guidance",
+    "SearchResult": ".search.result",
     "WeightedSum": ".rewards",
     "best_of_n": ".search.best_of_n",
     "create_model": ".models",
@@ -38,6 +39,7 @@ __all__ = [  # noqa: RUF022 - in the order in which a reader meets them
     "save_image",
     "rank",
     "Ranking",
+    "SearchResult",
     "best_of_n",
     "fk_steering",
     "zero_order_search",
@@ -60,6 +62,7 @@ if TYPE_CHECKING:
     from .search.fk_steering import fk_steering
     from .search.noise import optimize_noise, zero_order_search
     from .search.redraw import redraw
+    from .search.result import SearchResult
 
 
 def __getattr__(name: str) -> Any:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import logging
+import math
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -15,48 +16,21 @@ from torch import Tensor
 from .images import check_images, load_images, to_tensor
 from .rewards import Reward, device_of
 
+logger = logging.getLogger(__name__)
+
 Picture = str | os.PathLike | Image.Image | np.ndarray | Tensor
-
-
-@dataclass(frozen=True)
-class Dropped:
-    """A candidate that was not finished."""
-
-    seed: int
-    share: float
-    """Of its evaluations that had been made, in (0, 1)."""
-    score: float
-    """Of its denoised prediction there."""
 
 
 @dataclass(frozen=True, eq=False)
 class Ranking:
-    """Candidates, their scores, and what is needed to make each of them again."""
+    """Candidates and their scores, best first."""
 
     images: Tensor | Sequence[Picture]
     """The candidates in the order they came: (N, 3, H, W), or a sequence of N pictures or paths."""
     scores: Tensor
-    """(N,) float32 on the CPU, in the order of `images`; higher is better."""
+    """(N,) float32 on the CPU, in the order of `images`; higher is better, not finite where there is no score."""
     order: Tensor
     """(N,) int64: the indices of `images`, best first; equal scores keep the order they came in."""
-    seeds: tuple[int, ...] | None = None
-    """The seed of each candidate, where it was generated."""
-    latents: Tensor | None = None
-    """(N, ...) the initial noise of each candidate, where it was generated."""
-    settings: Mapping[str, Any] | None = None
-    """The arguments with which the candidates were generated."""
-    dropped: tuple[Dropped, ...] = ()
-    """Candidates that were dropped on the way, in the order in which they went."""
-    from_latents: bool = False
-    """Whether they were made from `latents`, and `seeds` seed only the noise that the sampler adds on the way."""
-    log: tuple[Any, ...] = ()
-    """What a search wrote down on its way; see there."""
-    log_weights: Tensor | None = None
-    """(N,) float64: for samples of a distribution (`fk_steering`), the logarithm of what each of them stands for."""
-    lineages: tuple[tuple[tuple[float, int], ...], ...] | None = None
-    """For samples that were resampled: pairs (share of the steps, seed of the noise from there on) of each of them."""
-    nfe: int | None = None
-    """Rows that went through the denoiser for all candidates together; with classifier-free guidance a step is two."""
 
     def __len__(self) -> int:
         return len(self.scores)
@@ -82,6 +56,9 @@ class Ranking:
 def rank(images: Tensor | Sequence[Picture], reward: Reward, *, batch_size: int = 8) -> Ranking:
     """Score pictures and sort them; no gradient is kept.
 
+    A picture that has no finite score (its values or its score are NaN or infinite) is ranked last, and the log says
+    how many there are and which; its score is NaN or what the reward returned.
+
     Args:
         images: (N, 3, H, W) in [0, 1] on the reward's device, or a sequence of paths, PIL pictures, arrays (H, W, C) or
             tensors (1, 3, H, W), of any sizes. Paths are read one batch at a time.
@@ -93,32 +70,64 @@ def rank(images: Tensor | Sequence[Picture], reward: Reward, *, batch_size: int 
 
     Raises:
         ImageError: a picture cannot be read or has a wrong shape or range.
-        ValueError: there is nothing to rank, or a score is NaN or not one number per picture.
+        ValueError: there is nothing to rank, no picture has a finite score, or the reward does not return one number
+            per picture.
     """
     if batch_size < 1:
         raise ValueError(f"batch_size is {batch_size}; expected at least 1.")
     if len(images) == 0:
         raise ValueError("got no images; expected at least one to rank.")
     if isinstance(images, Tensor):
-        check_images(images)
         batches: Iterable[Tensor] = images.split(batch_size)
     else:
         batches = (torch.cat(batch) for batch in equal_sized(map(_one, images), batch_size))
+    scores = torch.cat([score_finite(batch, reward) for batch in batches])
+    order = best_first(scores)
+    without = (~scores.isfinite()).nonzero().flatten().tolist()
+    if without:
+        logger.warning(
+            "%d of %d images have no finite score and are ranked last: %s.", len(without), len(scores), without
+        )
+    return Ranking(images, scores, order)
+
+
+def score_finite(images: Tensor, reward: Reward) -> Tensor:
+    """Scores (N,) float32 on the CPU, without gradient, of the images whose values are finite; NaN for the others.
+
+    Args:
+        images: (N, 3, H, W) in [0, 1], any device; those that are scored are moved to the reward's.
+        reward: images (N, 3, H, W) -> scores (N,), higher is better.
+
+    Raises:
+        ImageError: wrong shape, dtype or range.
+        ValueError: the reward does not return one number per picture.
+    """
+    finite = images.isfinite().flatten(1).all(1) if images.ndim == 4 else torch.ones(len(images), dtype=torch.bool)
+    scores = torch.full((len(images),), math.nan)
+    if not finite.any():
+        return scores
+    finite_images = images if finite.all() else images[finite]
+    check_images(finite_images)
     device = device_of(reward)
-    scores = torch.cat([score_batch(batch if device is None else batch.to(device), reward) for batch in batches])
-    return Ranking(images, scores, best_first(scores))
+    scores[finite.cpu()] = score_batch(finite_images if device is None else finite_images.to(device), reward)
+    return scores
 
 
 def best_first(scores: Tensor) -> Tensor:
     """Indices (N,) int64 that sort `scores` (N,) from high to low; equal scores keep their order.
 
+    Scores that are not finite come last.
+
     Raises:
-        ValueError: a score is NaN.
+        ValueError: no score is finite.
     """
-    bad = scores.isnan().nonzero().flatten().tolist()
-    if bad:
-        raise ValueError(f"the score of image {bad[0]} is NaN ({len(bad)} of {len(scores)} are); check the reward.")
-    return scores.sort(descending=True, stable=True).indices.cpu()
+    finite = scores.isfinite()
+    if not finite.any():
+        raise ValueError(
+            f"no score of {len(scores)} is a finite number; expected one at least: check the pictures for NaN, then the"
+            " reward."
+        )
+    return scores.where(finite, -math.inf).sort(descending=True, stable=True).indices.cpu()
 
 
 def mean_rank(*scores: Tensor) -> Tensor:
@@ -129,7 +138,7 @@ def mean_rank(*scores: Tensor) -> Tensor:
 
     Returns:
         (N,) float32 in [0, 1], on the CPU: 1 for a candidate that every reward puts first; equal scores share
-        the mean of their positions.
+        the mean of their positions. NaN for a candidate to which a reward gives no finite score.
 
     Raises:
         ValueError: nothing given, or the lengths differ.
@@ -137,12 +146,14 @@ def mean_rank(*scores: Tensor) -> Tensor:
     if not scores or any(s.shape != scores[0].shape or s.ndim != 1 for s in scores):
         shapes = [tuple(s.shape) for s in scores]
         raise ValueError(f"scores have shapes {shapes}; expected one (N,) per reward, of one length.")
-    total = torch.zeros(len(scores[0]))
-    for s in (s.detach().cpu() for s in scores):
-        below = (s[:, None] > s[None, :]).sum(1)
-        level = (s[:, None] == s[None, :]).sum(1) - 1
-        total += (below + level / 2) / max(len(s) - 1, 1)
-    return total / len(scores)
+    table = torch.stack([each.detach().cpu().double() for each in scores])  # (rewards, N)
+    finite = table.isfinite().all(0)
+    ranked = table[:, finite]
+    below = (ranked[:, :, None] > ranked[:, None, :]).sum(2)
+    level = (ranked[:, :, None] == ranked[:, None, :]).sum(2) - 1
+    mean = torch.full((len(scores[0]),), math.nan)
+    mean[finite] = ((below + level / 2) / max(int(finite.sum()) - 1, 1)).mean(0)
+    return mean
 
 
 def score_batch(images: Tensor, reward: Reward) -> Tensor:
@@ -182,7 +193,14 @@ def equal_sized(images: Iterable[Tensor], batch_size: int, max_pixels: float = f
 
 
 def _one(image: Picture) -> Tensor:
-    converted = load_images(image) if isinstance(image, (str, os.PathLike)) else to_tensor(image)
+    if isinstance(image, (str, os.PathLike)):
+        converted = load_images(image)
+    elif isinstance(image, Tensor) and not image.isfinite().all():
+        converted = to_tensor(image.nan_to_num(0.0, 0.0, 0.0)) * math.nan  # ranked last, not refused
+    elif isinstance(image, np.ndarray) and image.dtype.kind == "f" and not np.isfinite(image).all():
+        converted = to_tensor(np.nan_to_num(image, nan=0.0, posinf=0.0, neginf=0.0)) * math.nan
+    else:
+        converted = to_tensor(image)
     if len(converted) != 1:
         raise ValueError(f"one entry of the sequence holds {len(converted)} images; expected 1: give one tensor.")
     return converted

@@ -11,7 +11,7 @@ from ..errors import make_folder
 from ..guidance import RewardGuidance
 from ..images import save_image
 from .console import OK, progress
-from .draw import Sample, draw, load_reward
+from .draw import NoSample, Sample, draw, load_reward
 from .pipelines import DEMO_CALL, load_pipeline
 from .score import best_device
 
@@ -36,6 +36,8 @@ def run_demo(options: argparse.Namespace) -> int:
         for method, how in methods.items():
             results[method] = []
             for sample in draw(pipe, reward, seeds, **how, **call):
+                if isinstance(sample, NoSample):
+                    raise ValueError(f"seed {sample.seed} gives no picture: {sample.failure}")
                 results[method].append(sample)
                 bar.update()
     path = out / "demo.png"

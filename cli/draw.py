@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
@@ -14,13 +15,14 @@ from PIL import Image
 from torch import nn
 
 from ..guidance import RewardGuidance
-from ..images import to_pil
+from ..images import to_pil, to_tensor
 from ..models import MODELS
 from ..models.create import create_model
-from ..rerank import Ranking, rank
+from ..rerank import score_finite
 from ..rewards import Reward
 from ..search.best_of_n import best_of_n
-from ..search.candidates import guided_calls
+from ..search.calls import guided_calls
+from ..search.result import NO_SCORE, NoCandidateError
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,19 @@ class Sample:
     def record(self) -> dict[str, Any]:
         """The entry of samples.json."""
         return {name: value for name, value in vars(self).items() if name != "image" and value is not None}
+
+
+@dataclass(frozen=True)
+class NoSample:
+    """A seed that gives no picture."""
+
+    seed: int
+    failure: str
+    """Why: no candidate can be used."""
+
+    def record(self) -> dict[str, Any]:
+        """The entry of samples.json."""
+        return dict(vars(self))
 
 
 def load_reward(options: argparse.Namespace, device: torch.device) -> nn.Module:
@@ -73,7 +88,7 @@ def draw(
     decoder: Any = None,
     judge: Reward | None = None,
     **call: Any,
-) -> Iterator[Sample]:
+) -> Iterator[Sample | NoSample]:
     """Generate one picture for each seed.
 
     Args:
@@ -90,7 +105,8 @@ def draw(
         **call: what the pipeline is called with.
 
     Yields:
-        A `Sample` for each seed, in their order; its score is that of the picture rounded to 8 bits.
+        A `Sample` for each seed, in their order, whose score is that of the picture rounded to 8 bits; a `NoSample`
+        where the picture, or every candidate for it, cannot be used (NaN, no finite score, blanked).
     """
     if not seeds:
         return  # guidance would warn that it changed nothing
@@ -101,30 +117,51 @@ def draw(
     with guided_calls(pipe, guidance, call) as run:
         for group in groups:
             wanted = [group[0] * best_of + i for i in range(best_of)] if best_of else group
-            start = time.perf_counter()
             how = {"batch_size": batch_size, "top_k": 1 if best_of else None, "halving": halving, "decoder": decoder}
-            ranking = best_of_n(pipe, reward, n=len(wanted), seeds=wanted, **how, **call)
-            spent = time.perf_counter() - start
-            samples = _samples(ranking, reward, judge, group, spent / len(group), (ranking.nfe or 0) // len(group))
-            if not twins:
-                yield from samples
-                continue
-            with run.paused() if guidance is not None else nullcontext():
+            samples = _samples(pipe, reward, judge, group, wanted, **how, **call)
+            plain: list[Sample | NoSample] = [NoSample(seed, "") for seed in group]
+            if twins:
                 first = wanted[:1] if best_of else wanted
-                plain = best_of_n(
-                    pipe, reward, n=len(first), seeds=first, batch_size=min(batch_size, len(first)), **call
-                )
-            for sample, twin in zip(samples, _samples(plain, reward, judge, group, 0, 0), strict=True):
-                yield replace(sample, plain_score=twin.score, plain_judge=twin.judge)
+                with run.paused() if guidance is not None else nullcontext():
+                    plain = _samples(pipe, reward, judge, group, first, batch_size=min(batch_size, len(first)), **call)
+            for sample, twin in zip(samples, plain, strict=True):
+                if isinstance(sample, Sample) and isinstance(twin, Sample):
+                    yield replace(sample, plain_score=twin.score, plain_judge=twin.judge)
+                else:
+                    yield sample
 
 
 def _samples(
-    ranking: Ranking, reward: Reward, judge: Reward | None, seeds: list[int], time_s: float, nfe: int
-) -> Iterator[Sample]:
-    """The pictures of a ranking (one for each seed), scored as the 8-bit files that they become."""
-    pictures = [to_pil(image) for image in ranking.images]
-    scores = rank(pictures, reward, batch_size=len(pictures)).scores.tolist()
-    judged = rank(pictures, judge, batch_size=len(pictures)).scores.tolist() if judge else [None] * len(pictures)
-    every = zip(seeds, ranking.seeds, pictures, scores, judged, strict=True)
-    for seed, candidate, picture, score, other in every:
-        yield Sample(picture, seed, candidate, score, round(time_s, 4), nfe, other)
+    pipe: Any,
+    reward: Reward,
+    judge: Reward | None,
+    seeds: Sequence[int],
+    candidates: Sequence[int],
+    **options: Any,
+) -> list[Sample | NoSample]:
+    """A sample for each seed, from one search over their candidates; scored as the 8-bit file that it becomes."""
+    start = time.perf_counter()
+    try:
+        result = best_of_n(pipe, reward, n=len(candidates), seeds=candidates, **options)
+    except NoCandidateError as error:
+        return [NoSample(seed, str(error)) for seed in seeds]
+    spent = round((time.perf_counter() - start) / len(seeds), 4)
+    nfe = (result.nfe or 0) // len(seeds)
+    seed_of = dict(zip(candidates, seeds, strict=True)) if len(candidates) == len(seeds) else {}
+    samples = {seed_of.get(entry.seed, seeds[0]): NoSample(entry.seed, str(entry.failure)) for entry in result.failed}
+    pictures = [to_pil(image) for image in result.images]
+    scores, judged = _scores(pictures, reward), _scores(pictures, judge)
+    for candidate, picture, score, other in zip(result.seeds, pictures, scores, judged, strict=True):
+        seed = seed_of.get(candidate, seeds[0])
+        samples[seed] = Sample(picture, seed, candidate, score, spent, nfe, other)
+        if score is None:
+            samples[seed] = NoSample(seed, NO_SCORE)
+    return [samples[seed] for seed in seeds]
+
+
+def _scores(pictures: Sequence[Image.Image], reward: Reward | None) -> list[float | None]:
+    """Of pictures of one size; None where there is no reward or no finite score."""
+    if reward is None:
+        return [None] * len(pictures)
+    scores = score_finite(torch.cat([to_tensor(picture) for picture in pictures]), reward).tolist()
+    return [score if math.isfinite(score) else None for score in scores]

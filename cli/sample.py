@@ -19,7 +19,7 @@ from ..search.halving import HALVING
 from ..training.evaluate import distributed_device
 from .arguments import SEEDS
 from .console import OK, progress, say
-from .draw import draw, load_model, load_reward
+from .draw import Sample, draw, load_model, load_reward
 from .pipelines import DEMO_CALL, check_call, load_decoder, load_pipeline
 from .score import best_device
 from .sweep import finished, gathered, share_of, verdict
@@ -52,7 +52,11 @@ def run_sample(options: argparse.Namespace) -> int:
         bar.update(len(records))
         for sample in draw(pipe, reward, [seed for seed in seeds if seed not in done], **how, **call):
             records[sample.seed] = sample.record()
-            save_image(sample.image, out / f"{sample.seed}.png", {"iqguide": json.dumps(settings | sample.record())})
+            if isinstance(sample, Sample):
+                said = json.dumps(settings | sample.record())
+                save_image(sample.image, out / f"{sample.seed}.png", {"iqguide": said})
+            else:
+                say(f"iqguide: seed {sample.seed} gives no picture: {sample.failure}")
             if own is None:
                 _write_records(out, records, options.seeds)
             bar.update()
@@ -98,13 +102,18 @@ def _write_records(out: Path, records: dict[int, dict[str, Any]], order: Sequenc
 
 
 def _conclude(options: argparse.Namespace, out: Path, records: list[dict[str, Any]]) -> None:
+    made = [record for record in records if "failure" not in record]
+    if not made:
+        raise ValueError(f"none of {len(records)} seeds gives a picture; {out / 'samples.json'} says why.")
     if options.judge:
-        result, *warning = verdict(records, options.model, options.judge)
+        result, *warning = verdict(made, options.model, options.judge)
     else:
-        mean = statistics.fmean(record["score"] for record in records)
+        mean = statistics.fmean(record["score"] for record in made)
         result, warning = f"mean score {mean:.4f} by {options.model}", []
-    for line in (f"{len(records)} images in {out}, {result}.", *warning):
+    for line in (f"{len(made)} images in {out}, {result}.", *warning):
         say(f"iqguide: {line}")
+    if len(made) < len(records):
+        say(f"iqguide: {len(records) - len(made)} of {len(records)} seeds give no picture; samples.json says why.")
 
 
 def _guidance(reward: Reward, strength: float | str | None, decoder: Any) -> RewardGuidance | None:

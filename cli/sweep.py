@@ -11,7 +11,7 @@ from typing import Any
 
 from PIL import Image
 
-from ..search.candidates import chunks
+from ..search.calls import chunks
 
 RECORDED = ("seed", "candidate_seed", "score", "time_s", "nfe", "judge", "plain_score", "plain_judge")
 
@@ -84,8 +84,13 @@ def verdict(records: Sequence[dict[str, Any]], model: str, judge: str) -> list[s
     Returns:
         Lines; the last one is a warning if the reward has risen and the judge has fallen.
     """
+    steered = any("plain_score" in record for record in records)
+    names = {"judge", "plain_judge"} if steered else {"judge"}
+    records = [record for record in records if names <= record.keys()]  # without those that have no finite score
+    if not records:
+        return [f"no image with a score by {judge}"]
     lines = [f"mean score {_mean(records, 'score'):.4f} by {model}, {_mean(records, 'judge'):.4f} by {judge}"]
-    if "plain_judge" not in records[0]:
+    if not steered:
         return lines
     plain = f"{_mean(records, 'plain_score'):.4f} and {_mean(records, 'plain_judge'):.4f}"
     lines[0] += f" (unguided, first candidate: {plain})"

@@ -3,6 +3,11 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+import torch
+from torch import Tensor
+
+from .tensor_tree import join, split
+
 
 @dataclass(frozen=True)
 class Evaluation:
@@ -43,27 +48,38 @@ _PER_SAMPLE = ("score_before", "score_after", "change", "drift")
 
 
 def split_log(log: Sequence[Evaluation], samples: int) -> list[list[Evaluation]]:
-    """The log of a batch, for each of its samples (of as many frames each) apart."""
-    return [[_of_sample(entry, samples, lane) for entry in log] for lane in range(samples)]
+    """The log of a batch, for each of its samples (of as many frames each) separately."""
+    trees = [split(_as_tree(entry), samples) for entry in log]
+    return [
+        [_from_tree(entry, tree[index]) for entry, tree in zip(log, trees, strict=True)] for index in range(samples)
+    ]
 
 
-def joined_logs(logs: Sequence[Sequence[Evaluation]]) -> list[Evaluation]:
-    """The log of a batch from those of its samples, which have come equally far."""
-    return [_of_batch(entries) for entries in zip(*logs, strict=True)]
+def join_logs(logs: Sequence[Sequence[Evaluation]]) -> list[Evaluation]:
+    """The log of a batch from those of its samples, which have as many entries each."""
+    return [
+        replace(_from_tree(entries[0], join(list(map(_as_tree, entries)))), skipped=_skipped(entries))
+        for entries in zip(*logs, strict=True)
+    ]
 
 
-def _of_sample(entry: Evaluation, samples: int, lane: int) -> Evaluation:
+def _skipped(entries: Sequence[Evaluation]) -> str | None:
+    """Why the batch was skipped: None if any sample was not."""
+    return next((None for entry in entries if entry.skipped is None), entries[0].skipped)
+
+
+def _as_tree(entry: Evaluation) -> dict[str, Tensor | None]:
+    """What an entry says of each frame, as tensors."""
     values = {name: getattr(entry, name) for name in _PER_SAMPLE}
-    frames = max(len(value or ()) for value in values.values()) // samples
-    first, end = lane * frames, (lane + 1) * frames
-    bad = tuple(index - first for index in entry.bad_samples if first <= index < end)
-    return replace(entry, bad_samples=bad, **{name: value and value[first:end] for name, value in values.items()})
+    bad = torch.zeros(max(len(value or ()) for value in values.values()), dtype=torch.bool)
+    bad[list(entry.bad_samples)] = True
+    tensors = {
+        name: None if value is None else torch.tensor(value, dtype=torch.float64) for name, value in values.items()
+    }
+    return tensors | {"bad_samples": bad}
 
 
-def _of_batch(entries: Sequence[Evaluation]) -> Evaluation:
-    values = {name: [getattr(entry, name) for entry in entries] for name in _PER_SAMPLE}
-    frames = max(len(value or ()) for value in values["change"])
-    bad = tuple(lane * frames + index for lane, entry in enumerate(entries) for index in entry.bad_samples)
-    skipped = next((None for entry in entries if entry.skipped is None), entries[0].skipped)
-    together = {name: None if parts[0] is None else sum(parts, ()) for name, parts in values.items()}
-    return replace(entries[0], bad_samples=bad, skipped=skipped, **together)
+def _from_tree(entry: Evaluation, tree: dict[str, Tensor | None]) -> Evaluation:
+    """An entry with the values of a tree."""
+    values = {name: None if tree[name] is None else tuple(tree[name].tolist()) for name in _PER_SAMPLE}
+    return replace(entry, bad_samples=tuple(tree["bad_samples"].nonzero().flatten().tolist()), **values)

@@ -14,9 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .evaluation import joined_logs, split_log
+from .evaluation import join_logs, split_log
 from .noise_level import Stage, noise_level_of
 from .reward_guidance import GuidanceRun
+from .tensor_tree import join, split
 
 _SAME = 1 + 1e-4  # ratios nearer to each other than this are one: hosts keep their schedules in float32
 
@@ -66,7 +67,7 @@ class PredictionOnlyGuidance:
         return step | {"run": self.run.state.state_dict(), "log": list(self.run.log)}
 
     def load_state_dict(self, state: dict[str, Any], device: torch.device) -> None:
-        """Go on with the `state_dict` of another run, with all or some of its samples (`split_run`, `joined_run`)."""
+        """Go on with the `state_dict` of another run, with all or some of its samples (`split_run`, `join_run`)."""
         self.run.state.load_state_dict(state["run"], device)
         self.run.log[:] = state["log"]
         self._covered, self._begun = state["covered"], state["begun"]
@@ -91,24 +92,11 @@ class PredictionOnlyGuidance:
 
 
 def split_run(state: dict[str, Any], samples: int) -> list[dict[str, Any]]:
-    """The `state_dict` of a `PredictionOnlyGuidance`, for each of its samples (of one frame or more) apart."""
-    logs = split_log(state["log"], samples)
-    tensors = [_split(state | {"log": None}, samples, lane) for lane in range(samples)]
-    return [each | {"log": log} for each, log in zip(tensors, logs, strict=True)]
+    """The `state_dict` of a `PredictionOnlyGuidance`, for each of its samples (of one frame or more) separately."""
+    logs, trees = split_log(state["log"], samples), split(state | {"log": None}, samples)
+    return [tree | {"log": log} for tree, log in zip(trees, logs, strict=True)]
 
 
-def joined_run(parts: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """The opposite of `split_run`, of samples that have come equally far."""
-    return _joined([part | {"log": None} for part in parts]) | {"log": joined_logs([part["log"] for part in parts])}
-
-
-def _split(value: Any, samples: int, lane: int) -> Any:
-    if isinstance(value, dict):
-        return {name: _split(each, samples, lane) for name, each in value.items()}
-    return value.chunk(samples)[lane].clone() if isinstance(value, Tensor) else value
-
-
-def _joined(values: Sequence[Any]) -> Any:
-    if isinstance(values[0], dict):
-        return {name: _joined([value[name] for value in values]) for name in values[0]}
-    return torch.cat(list(values)) if isinstance(values[0], Tensor) else values[0]
+def join_run(parts: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The opposite of `split_run`, of samples with as many evaluations each."""
+    return join([part | {"log": None} for part in parts]) | {"log": join_logs([part["log"] for part in parts])}

@@ -12,9 +12,9 @@ from ..guidance.comfy.patch import patch_model
 from ..models.adjectives import read_pairs
 from ..rewards import Attributes, Resize
 from .load import DEFAULT, FOLDER, load_quality_model, time_of
+from .parse_attributes import EXAMPLE, parse_attributes
 from .quality_model import QualityModel
 from .steering import steering_inputs, window_problem
-from .words import EXAMPLE, parse_attributes
 
 DIMENSIONS = tuple(dict.fromkeys(dimension for dimension, _, _ in read_pairs()))
 """Of BPCLIP's adjectives."""

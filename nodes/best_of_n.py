@@ -12,8 +12,8 @@ from torch import Tensor
 from ..guidance.comfy.decoders import CHOICES, find_decoder, pictures_of, tiny_decoder_path
 from ..rerank import best_first
 from ..search.comfy_best_of_n import Finished, Sampling, best_of_n
-from .picking import labelled
-from .pruning import DEFAULT_SHARES, parse_shares, seeds_from
+from .labels import labelled
+from .parse_shares import DEFAULT_SHARES, parse_shares, seeds_from
 from .quality_model import IQ_MODEL, QualityModel, score_images
 from .text import show
 

@@ -8,8 +8,9 @@ from comfy_execution.graph_utils import ExecutionBlocker
 from torch import Tensor
 
 from ..rerank import best_first
-from .picking import chosen, labelled, pick_latents, pick_masks, stack
+from .labels import labelled
 from .quality_model import IQ_MODEL, QualityModel, score_images
+from .select import best_and_rest, select_images, select_latents, select_masks
 from .text import show
 
 NO_LIMIT = -1000.0
@@ -89,7 +90,7 @@ class RankImages(io.ComfyNode):
         scores = score_images(quality_model, images, batch_size=batch_size, reference=reference)
         order = best_first(scores).tolist()
         scores = scores.tolist()
-        best, rest = chosen(scores, order, keep, min_score)
+        best, rest = best_and_rest(scores, order, keep, min_score)
         rows = [
             {"rank": rank, "index": index, "score": scores[index], "kept": index in best}
             for rank, index in enumerate(order, 1)
@@ -97,7 +98,7 @@ class RankImages(io.ComfyNode):
         table = json.dumps({"model": quality_model.name, "images": rows}, indent=1)
         show(cls, f"kept {len(best)} of {len(scores)}, best {scores[order[0]]:.3f}, worst {scores[order[-1]]:.3f}")
         preview = ui.PreviewImage(
-            stack(
+            select_images(
                 [labelled(images[index], f"#{rank} {scores[index]:.3f}") for rank, index in enumerate(order, 1)],
                 range(len(order)),
             ),
@@ -105,10 +106,10 @@ class RankImages(io.ComfyNode):
         )
         nothing = ExecutionBlocker(None)
         return io.NodeOutput(
-            stack(images, best) if best else nothing,
-            stack(images, rest) if rest else nothing,
-            pick_latents(latents, best, len(images)) if latents is not None and best else _absent(best, "latents"),
-            pick_masks(masks, best, len(images)) if masks is not None and best else _absent(best, "masks"),
+            select_images(images, best) if best else nothing,
+            select_images(images, rest) if rest else nothing,
+            select_latents(latents, best, len(images)) if latents is not None and best else _absent(best, "latents"),
+            select_masks(masks, best, len(images)) if masks is not None and best else _absent(best, "masks"),
             [scores[index] for index in order],
             order,
             table,

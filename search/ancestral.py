@@ -29,6 +29,7 @@ from ..guidance.diffusers.guided_step import GuidedStep
 from ..guidance.diffusers.replace import replaced
 from ..guidance.diffusers.schedulers import StepCoefficients, adapter_for
 from ..guidance.prediction import denoised_from_output
+from .calls import seeded_generators
 from .sampler_state import draws_noise
 
 _SEVERAL_STAGES = ("state_in_first_order", "ets")  # attributes of solvers with stages inside a step
@@ -59,8 +60,8 @@ def ancestral(pipe: Any, eta: float | None) -> Iterator["AncestralStep | None"]:
 def _check_draws_noise(scheduler: Any) -> None:
     if not draws_noise(scheduler):
         raise ValueError(
-            f"{type(scheduler).__name__} is deterministic: copies of one particle would stay the same for ever, and"
-            " resampling could only lose others. Give eta=1.0, which makes its steps ancestral, or choose a scheduler"
+            f"{type(scheduler).__name__} is deterministic: all copies of one particle would become the same picture."
+            " Give eta=1.0, which makes its steps ancestral, or choose a scheduler"
             " that adds noise, such as EulerAncestralDiscreteScheduler."
         )
 
@@ -81,7 +82,7 @@ def _check_can_be_made_stochastic(scheduler: Any, eta: float) -> None:
 
 
 class AncestralStep:
-    """Takes the place of `scheduler.step`, on this one object. `generators` are those of the samples of a batch."""
+    """Replaces `scheduler.step`, on this one object. `generators` are those of the samples of a batch."""
 
     def __init__(self, scheduler: Any, eta: float) -> None:
         self.generators: Sequence[torch.Generator] = ()
@@ -91,15 +92,15 @@ class AncestralStep:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Same arguments and result as the scheduler's `step`; noise comes from `generators`."""
-        given = self._signature.bind(*args, **kwargs).arguments
-        scheduler, sample = self._scheduler, given["sample"]
+        arguments = self._signature.bind(*args, **kwargs).arguments
+        scheduler, sample = self._scheduler, arguments["sample"]
         if getattr(scheduler, "step_index", 0) is None:
-            scheduler._init_step_index(given["timestep"])
-        step = adapter_for(scheduler).coefficients(scheduler, given["timestep"])
-        moved = self._move(sample.float(), given["model_output"].float(), step).to(sample.dtype)
+            scheduler._init_step_index(arguments["timestep"])
+        step = adapter_for(scheduler).coefficients(scheduler, arguments["timestep"])
+        moved = self._move(sample.float(), arguments["model_output"].float(), step).to(sample.dtype)
         if hasattr(scheduler, "_step_index"):
             scheduler._step_index += 1
-        return SimpleNamespace(prev_sample=moved) if given.get("return_dict", True) else (moved,)
+        return SimpleNamespace(prev_sample=moved) if arguments.get("return_dict", True) else (moved,)
 
     def _move(self, sample: Tensor, output: Tensor, step: StepCoefficients) -> Tensor:
         output = output.split(sample.shape[1], dim=1)[0]  # some models put out their variance, too
@@ -117,8 +118,8 @@ class AncestralStep:
 
 
 def seeded(seeds: Sequence[int], step: AncestralStep | None) -> list[torch.Generator]:
-    """Generators with these seeds for a batch of samples, from which the ancestral step, if there is one, draws too."""
-    generators = [torch.Generator("cpu").manual_seed(seed) for seed in seeds]
+    """Generators with these seeds for a batch of samples; the ancestral step, if there is one, uses them too."""
+    generators = seeded_generators(seeds)
     if step is not None:
         step.generators = generators
     return generators

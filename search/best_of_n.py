@@ -1,7 +1,4 @@
-"""Best of N: draw several pictures with one pipeline and rank them by a reward. No gradient is needed.
-
-Nothing here knows a host, see `candidates`.
-"""
+"""Best of N: draw several pictures with one pipeline and rank them by a reward. No gradient is needed."""
 
 import functools
 import itertools
@@ -12,16 +9,17 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 
 from ..guidance.diffusers.decoders import Decoder, find_decoder
 from ..guidance.diffusers.denoiser import counted_rows, denoisers_of
 from ..guidance.reward_guidance import RewardGuidance
-from ..rerank import Dropped, Ranking, best_first
-from .candidates import Candidate, call_arguments, chunks, drawn, guided_calls, scored, size_of
+from ..rerank import best_first
+from .calls import call_arguments, check_count, chunks, guided_calls, progress_bar, seeded_generators, size_of
+from .candidates import Candidate, draw, result_of, score_candidates
 from .halving import HALVING, check_shares
-from .resume import run_on, run_to
-from .sampler_state import SamplerState, joined
+from .result import Dropped, SearchResult, check_some_left, dropped_failures
+from .resume import resume, run_until
+from .sampler_state import SamplerState, join_states
 
 
 def best_of_n(
@@ -36,12 +34,12 @@ def best_of_n(
     decoder: Decoder | nn.Module | None = None,
     guidance: RewardGuidance | None = None,
     **pipe_kwargs: Any,
-) -> Ranking:
+) -> SearchResult:
     """Draw `n` candidates of one prompt and rank them by a reward.
 
     Each candidate has a CPU generator with its own seed, and a place in the batch that follows from its seed, so it
     depends on its seed, `pipe_kwargs` and `batch_size` alone, not on which others are drawn with it:
-    `best_of_n(pipe, reward, n=1, seeds=[seed], **ranking.settings)` draws a candidate again, bit for bit on the same
+    `best_of_n(pipe, reward, n=1, seeds=[seed], **result.settings)` draws a candidate again, bit for bit on the same
     machine. With batch_size=1 so does `pipe(generator=torch.Generator().manual_seed(seed), ...)`. Across batch sizes
     the kernels differ, and with them the last digits.
 
@@ -64,48 +62,38 @@ def best_of_n(
         **pipe_kwargs: what the pipeline is called with: one `prompt` (or embeddings of one), steps, size, ...
 
     Returns:
-        A `Ranking` of the candidates in the order of their seeds: `images` (N, 3, H, W) float32 in [0, 1] on the CPU,
-        as the pipeline decodes them, not rounded; `latents` the initial noise as `latents=` takes it (None where the
-        pipeline starts from a picture); `settings` are `pipe_kwargs`, `batch_size` and `guidance` if given; `nfe` the
-        rows that went through the denoiser. With `halving` only the candidates that were finished, and the others are
-        `dropped`; drawn again they may differ in the last digits, since batches have shrunk (with batch_size=1 they do
-        not).
+        The candidates in the order of their seeds: `images` (N, 3, H, W) float32 in [0, 1] on the CPU, as the pipeline
+        decodes them, not rounded; `latents` the initial noise as `latents=` takes it (None where the pipeline starts
+        from a picture); `settings` are `pipe_kwargs`, `batch_size` and `guidance` if given; `nfe` the rows that went
+        through the denoiser. With `halving` only the candidates that were finished, and the others are `dropped`; drawn
+        again they may differ in the last digits, since batches have shrunk (with batch_size=1 they do not). Candidates
+        that cannot be used are left out; they are in `dropped`, and `failed` names them alone.
 
     Raises:
-        ValueError: a bad argument; more than one prompt; a candidate or its score is not finite; `halving` with a
-            pipeline or scheduler that cannot be left and entered again.
+        ValueError: a bad argument; more than one prompt; no candidate can be used; `halving` with a pipeline or
+            scheduler that cannot be stopped and resumed.
     """
     seeds = _checked_seeds(n, seeds, batch_size, top_k)
     shares = _checked_shares(halving, pipe_kwargs)
-    quiet = getattr(pipe, "_progress_bar_config", {}).get("disable", False)
-    progress = functools.partial(tqdm, disable=quiet or None)
-    found: list[Candidate] = []
+    keep = n if top_k is None else top_k
+    states: dict[int, SamplerState] = {}
+    finished: list[Candidate] = []
     dropped: list[Dropped] = []
     with guided_calls(pipe, guidance, pipe_kwargs), counted_rows(pipe) as rows:
         if shares and n > (top_k or 1):
-            look = functools.partial(find_decoder, pipe, decoder, **size_of(pipe_kwargs))
-            states, dropped = _halve(pipe, reward, seeds, shares, top_k or 1, batch_size, look(), pipe_kwargs, progress)
-            groups = chunks(list(states), batch_size)
-        else:
-            states, groups = {}, _batches(seeds, batch_size)
-        for lanes in progress(groups, desc=f"best of {n}"):
-            call = call_arguments(pipe, pipe_kwargs, len(lanes))
-            run = functools.partial(run_on, pipe, state=joined([states[seed] for seed in lanes])) if states else pipe
-            found += drawn(pipe, reward, lanes, call, run)
-            found.sort(key=lambda candidate: seeds.index(candidate[0]))
-            if top_k is not None:
-                kept = best_first(torch.tensor([score for _, _, score, _ in found]))[:top_k]
-                found = [found[i] for i in sorted(kept.tolist())]
-    kept_seeds, images, scores, latents = zip(*found, strict=True)
-    scores = torch.tensor(scores, dtype=torch.float32)
-    return Ranking(
-        images=torch.stack(images),
-        scores=scores,
-        order=best_first(scores),
-        seeds=kept_seeds,
-        latents=None if latents[0] is None else torch.stack(latents),
+            states, dropped = _halve(pipe, reward, seeds, shares, top_k or 1, batch_size, decoder, pipe_kwargs)
+        batches = chunks(list(states), batch_size) if states else _batches(seeds, batch_size)
+        for batch_seeds in progress_bar(pipe)(batches, desc=f"best of {n}"):
+            call = call_arguments(pipe_kwargs, len(batch_seeds))
+            run = pipe
+            if states:
+                run = functools.partial(resume, pipe, state=join_states([states[seed] for seed in batch_seeds]))
+            drawn = draw(pipe, reward, batch_seeds, call, run)
+            finished = _best(sorted([*finished, *drawn], key=lambda candidate: seeds.index(candidate.seed)), keep)
+    return result_of(
+        finished,
+        dropped,
         settings={**pipe_kwargs, "batch_size": batch_size} | ({} if guidance is None else {"guidance": guidance}),
-        dropped=tuple(dropped),
         nfe=sum(rows) if denoisers_of(pipe) else None,
     )
 
@@ -117,11 +105,11 @@ def _halve(
     shares: Sequence[float],
     least: int,
     batch_size: int,
-    decoder: Decoder,
-    given: dict[str, Any],
-    progress: Callable[..., Any],
+    decoder: Decoder | nn.Module | None,
+    pipe_kwargs: dict[str, Any],
 ) -> tuple[dict[int, SamplerState], list[Dropped]]:
     """The states of the candidates that are left after all checkpoints, by seed; and those that were dropped."""
+    look = find_decoder(pipe, decoder, **size_of(pipe_kwargs))
     states: dict[int, SamplerState] = {}
     dropped: list[Dropped] = []
     alive = list(seeds)
@@ -129,38 +117,73 @@ def _halve(
         keep = max(math.ceil(len(alive) / 2), least)
         if keep >= len(alive):
             break
-        scores: list[float] = []
         reached: dict[int, SamplerState] = {}
-        for lanes in progress(chunks(alive, batch_size), desc=f"to {share:.0%}"):
-            state = joined([states[seed] for seed in lanes]) if states else None
-            call = call_arguments(pipe, given, len(lanes))
-            generators = [torch.Generator("cpu").manual_seed(seed) for seed in lanes]
-            with decoder.watch(pipe) if hasattr(decoder, "watch") else nullcontext():
-                state, denoised = run_to(pipe, share, generators, state, **call)
-            if len(denoised) != len(lanes):
-                raise ValueError(
-                    f"the pipeline samples {len(denoised)} pictures; expected {len(lanes)}: give one prompt."
-                )
-            reached |= {seed: state.pick([lane]) for lane, seed in enumerate(lanes)}
-            with torch.no_grad():
-                images = decoder(denoised)
-            scores += scored(images, reward, lanes)
-        order = best_first(torch.tensor(scores)).tolist()
-        dropped += [Dropped(alive[i], share, scores[i]) for i in order[keep:]]
-        alive = [alive[i] for i in sorted(order[:keep])]
+        scores: list[float] = []
+        failures: list[str | None] = []
+        for batch_seeds in progress_bar(pipe)(chunks(alive, batch_size), desc=f"to {share:.0%}"):
+            state = join_states([states[seed] for seed in batch_seeds]) if states else None
+            state, images = predict_at(pipe, share, seeded_generators(batch_seeds), state, look, pipe_kwargs)
+            reached |= {seed: state.select([index]) for index, seed in enumerate(batch_seeds)}
+            batch_scores, batch_failures = score_candidates(images, reward)
+            scores += batch_scores
+            failures += batch_failures
+        lost = dropped_failures(alive, share, failures)
+        check_some_left(len(alive) - len(lost), [*dropped, *lost])
+        order = best_first(torch.tensor(scores)).tolist()[: len(alive) - len(lost)]
+        dropped += [Dropped(alive[index], share, scores[index]) for index in order[keep:]] + lost
+        alive = [alive[index] for index in sorted(order[:keep])]
         states = {seed: reached[seed] for seed in alive}
     return states, dropped
 
 
-def _checked_shares(halving: Sequence[float] | float | bool, given: dict[str, Any]) -> tuple[float, ...]:
+def predict_at(
+    pipe: Any,
+    share: float,
+    generators: Sequence[torch.Generator],
+    state: SamplerState | None,
+    decoder: Decoder,
+    pipe_kwargs: dict[str, Any],
+) -> tuple[SamplerState, Tensor]:
+    """Run some candidates until a share of their evaluations has been made.
+
+    Args:
+        pipe: a diffusers pipeline.
+        share: of the evaluations, in (0, 1).
+        generators: one for each candidate, as seeded for the beginning of the run.
+        state: from where they continue; None to begin.
+        decoder: of their predictions.
+        pipe_kwargs: what the pipeline is called with.
+
+    Returns:
+        Their state there, and the pictures (N, 3, H, W) of their denoised predictions.
+    """
+    call = call_arguments(pipe_kwargs, len(generators))
+    with decoder.watch(pipe) if hasattr(decoder, "watch") else nullcontext():
+        state, denoised = run_until(pipe, share, generators, state, **call)
+    check_count(len(denoised), len(generators))
+    with torch.no_grad():
+        return state, decoder(denoised)
+
+
+def _best(candidates: Sequence[Candidate], keep: int) -> list[Candidate]:
+    """The `keep` best candidates and those that cannot be used, in the order in which they are."""
+    usable = [index for index, candidate in enumerate(candidates) if candidate.failure is None]
+    if len(usable) <= keep:
+        return list(candidates)
+    order = best_first(torch.tensor([candidates[index].score for index in usable])).tolist()
+    worse = {usable[index] for index in order[keep:]}
+    return [candidate for index, candidate in enumerate(candidates) if index not in worse]
+
+
+def _checked_shares(halving: Sequence[float] | float | bool, pipe_kwargs: dict[str, Any]) -> tuple[float, ...]:
     if isinstance(halving, bool):
         halving = HALVING if halving else ()
     shares = check_shares("halving", (halving,) if isinstance(halving, (int, float)) else halving)
     for name in ("callback_on_step_end", "callback"):
-        if shares and given.get(name) is not None:
+        if shares and pipe_kwargs.get(name) is not None:
             raise ValueError(
-                f"got {name}= and halving; a callback would see steps that are left out: use `with guided(...)` for"
-                " guidance, or halving=()."
+                f"got {name}= and halving; a callback would be called for steps that are not made: use `with"
+                " guided(...)` for guidance, or halving=()."
             )
     return shares
 

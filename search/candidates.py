@@ -1,186 +1,134 @@
-"""What all searches share: the call of a pipeline for some candidates, their pictures, scores and initial noise.
+"""The finished pictures of a search: drawn, scored and ranked; those that cannot be used are left out."""
 
-Nothing here knows a host: a pipeline is anything that is called like those of diffusers (`generator`, a list with one
-per picture; `num_images_per_prompt`; `output_type="pt"`; a result with `.images`).
-"""
-
-import functools
-import inspect
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..guidance.diffusers.guided import guided
-from ..guidance.diffusers.replace import observed
-from ..guidance.reward_guidance import RewardGuidance
-from ..rerank import rank
-
-_DECIDED_HERE = {
-    "generator": "every candidate has a generator of its own: give seeds=[...]",
-    "latents": "all candidates would start from the same noise: give seeds=[...]",
-    "num_images_per_prompt": "it is set from batch_size",
-    "output_type": "candidates are scored and returned as float tensors: convert ranking.best afterwards",
-    "return_dict": "the result is a Ranking",
-}
-
-Candidate = tuple[int, Tensor, float, Tensor | None]
-"""Seed, picture (3, H, W) on the CPU, score, initial noise (...) on the CPU where it is known."""
+from ..rerank import best_first, score_finite
+from .calls import check_count, pictures_of, seeded_generators
+from .initial_noise import recording_noise, unscaled
+from .result import (
+    BLANKED,
+    NO_SCORE,
+    NOT_FINITE,
+    Dropped,
+    SearchResult,
+    check_some_left,
+    dropped_failures,
+    warn_of_failures,
+)
 
 
-def chunks(seeds: Sequence[int], size: int) -> list[Sequence[int]]:
-    """Consecutive parts of at most `size`."""
-    return [seeds[i : i + size] for i in range(0, len(seeds), size)]
+@dataclass(frozen=True, eq=False)
+class Candidate:
+    """A finished picture of a search."""
+
+    seed: int
+    image: Tensor
+    """(3, H, W), or (F, 3, H, W) of a video, float32 in [0, 1] on the CPU."""
+    score: float
+    latents: Tensor | None
+    """(...) the initial noise, as `latents=` takes it, on the CPU; None where the pipeline starts from a picture."""
+    failure: str | None = None
+    """Why it cannot be used; None if it can."""
 
 
-def size_of(given: dict[str, Any]) -> dict[str, Any]:
-    """Height and width of a call, where it names both."""
-    size = {name: given.get(name) for name in ("height", "width")}
-    return size if all(size.values()) else {}
-
-
-def call_arguments(pipe: Callable[..., Any], given: dict[str, Any], batch_size: int) -> dict[str, Any]:
-    """What every call of the pipeline gets besides its generators.
-
-    Pipelines repeat a prompt themselves, but only some of them repeat embeddings; so these are repeated here.
-    """
-    for name in _DECIDED_HERE.keys() & given.keys():
-        raise ValueError(f"got {name}=; the search decides it: {_DECIDED_HERE[name]}.")
-    if isinstance(given.get("prompt"), (list, tuple)):
-        raise ValueError(
-            f"prompt is a list of {len(given['prompt'])}; expected one string: search once for each prompt."
-        )
-    embeddings = {name: value for name, value in given.items() if "prompt" in name and isinstance(value, Tensor)}
-    for name, value in embeddings.items():
-        if value.shape[_axis_of_prompts(name)] != 1:
-            count = value.shape[_axis_of_prompts(name)]
-            raise ValueError(f"{name} holds {count} prompts; expected one, of shape (1, ...).")
-    repeated = {name: x.repeat_interleave(batch_size, _axis_of_prompts(name)) for name, x in embeddings.items()}
-    call = given | repeated
-    if not embeddings and batch_size > 1:
-        call["num_images_per_prompt"] = batch_size
-    return call | {"output_type": "pt"}
-
-
-def _axis_of_prompts(name: str) -> int:
-    """Those of HiDream's Llama come as (layers, N, ...)."""
-    return 1 if name.endswith("llama3") else 0
-
-
-def guided_calls(
-    pipe: Callable[..., Any], guidance: RewardGuidance | None, call: Mapping[str, Any]
-) -> AbstractContextManager[Any]:
-    """`guided(pipe, guidance)` for calls with these arguments; for None a context that does nothing."""
-    if guidance is None:
-        return nullcontext()
-    return guided(pipe, guidance, height=call.get("height"), width=call.get("width"))
-
-
-def drawn(
+def draw(
     pipe: Callable[..., Any],
     reward: Callable[[Tensor], Tensor],
-    lanes: Sequence[int | None],
+    batch_seeds: Sequence[int | None],
     call: dict[str, Any],
     run: Callable[..., Any],
-) -> Iterator[Candidate]:
-    """The candidates of one run of the pipeline; places of the batch that stay empty get some seed and are dropped."""
-    used = [place for place, seed in enumerate(lanes) if seed is not None]
-    seeds = [lanes[place] for place in used]
-    generators = [torch.Generator("cpu").manual_seed(seeds[0] if seed is None else seed) for seed in lanes]
-    noise: list[Tensor] = []
-    with noting_noise(pipe, noise):
-        images = pictures_of(run(**call, generator=generators))
-    if len(images) != len(lanes):
-        raise ValueError(f"the pipeline made {len(images)} images; expected {len(lanes)}: give one prompt or picture.")
-    images = images[used].float()
-    finite = images.flatten(1).isfinite().all(1).tolist()
-    if not all(finite):
-        bad = [seed for seed, good in zip(seeds, finite, strict=True) if not good]
-        raise ValueError(f"the candidates with seeds {bad} hold NaN or infinite values; check dtype and guidance.")
-    scores = scored(images, reward, seeds)
-    start = unscaled(pipe, noise[0])[used].cpu() if noise else [None] * len(used)
-    return zip(seeds, images.cpu(), scores, start, strict=True)
-
-
-def pictures_of(result: Any) -> Tensor:
-    """What a pipeline has made: pictures (N, 3, H, W), or videos (N, F, 3, H, W)."""
-    return result.frames if hasattr(result, "frames") else result.images
-
-
-def scored(images: Tensor, reward: Callable[[Tensor], Tensor], seeds: Sequence[int]) -> list[float]:
-    """Scores of images (N, 3, H, W), or of videos (N, F, 3, H, W) the mean over frames; an error names the seeds."""
-    frames = images.flatten(0, -4)
-    try:
-        return rank(frames, reward, batch_size=len(images)).scores.view(len(images), -1).mean(1).tolist()
-    except ValueError as error:
-        raise ValueError(f"the candidates with seeds {list(seeds)} cannot be ranked: {error}") from error
-
-
-def noting_noise(pipe: Callable[..., Any], noise: list[Tensor]) -> AbstractContextManager[None]:
-    """Note the initial latents that a text-to-image pipeline prepares; those of others cannot be given back to it."""
-    if not starts_from_noise(pipe):
-        return nullcontext()
-    return observed(pipe, "prepare_latents", lambda given, result: noise.append(_as_taken(pipe, given, result)))
-
-
-def starts_from_noise(pipe: Any) -> bool:
-    """Whether the pipeline takes the noise from which it starts as `latents=`; not if it starts from a picture."""
-    parameters = inspect.signature(type(pipe).__call__).parameters
-    return "latents" in parameters and "strength" not in parameters and hasattr(pipe, "prepare_latents")
-
-
-def initial_noise(pipe: Any, seed: int, given: dict[str, Any]) -> Tensor:
-    """The noise from which a call would start with this seed; the call is left before the first evaluation.
+    latents: Sequence[Tensor | None] | None = None,
+) -> list[Candidate]:
+    """Run the pipeline once, and score its pictures.
 
     Args:
-        pipe: a diffusers pipeline that makes pictures from noise.
-        seed: of the generator.
-        given: what the pipeline is called with.
+        pipe: a diffusers pipeline.
+        reward: images (N, 3, H, W) in [0, 1] -> scores (N,).
+        batch_seeds: a seed for each place of the batch; None for a place that is filled up and not returned.
+        call: arguments from `call_arguments`.
+        run: what is called with them: the pipeline, or `resume` with a state.
+        latents: initial noise for each place, where `call` sets it; by default what the pipeline prepares.
 
     Returns:
-        (1, ...) as `latents=` takes it, in the pipeline's own dtype and on its device.
+        The candidates, those that cannot be used too.
 
     Raises:
-        ValueError: the pipeline starts from a picture.
+        ValueError: the pipeline makes another number of pictures.
     """
-    if not starts_from_noise(pipe):
-        raise ValueError(
-            f"got a {type(pipe).__name__}, which takes no latents= to start from; expected a text-to-image pipeline."
-        )
-    call = call_arguments(pipe, given, 1)
-    try:
-        with observed(pipe, "prepare_latents", functools.partial(_leave, pipe)):
-            pipe(**call, generator=[torch.Generator("cpu").manual_seed(seed)])
-    except _Prepared as prepared:
-        getattr(pipe, "maybe_free_model_hooks", lambda: None)()
-        noise = unscaled(pipe, prepared.latents)
-    if len(noise) != 1:
-        raise ValueError(f"the pipeline samples {len(noise)} pictures; expected 1: give one prompt.")
-    return noise.detach()
+    used = [index for index, seed in enumerate(batch_seeds) if seed is not None]
+    seeds = [batch_seeds[index] for index in used]
+    generators = seeded_generators([seeds[0] if seed is None else seed for seed in batch_seeds])
+    initial: list[Tensor] = []
+    with recording_noise(pipe, initial):
+        result = run(**call, generator=generators)
+    images = pictures_of(result)
+    check_count(len(images), len(batch_seeds))
+    images = images[used].float()
+    blanked = getattr(result, "nsfw_content_detected", None) or [False] * len(batch_seeds)
+    scores, failures = score_candidates(images, reward, [bool(blanked[index]) for index in used])
+    if latents is None:
+        latents = unscaled(pipe, initial[0]).cpu() if initial else [None] * len(batch_seeds)
+    return list(map(Candidate, seeds, images.cpu(), scores, [latents[index] for index in used], failures))
 
 
-class _Prepared(Exception):
-    """Raised out of the pipeline when its latents are there."""
+def score_candidates(
+    images: Tensor, reward: Callable[[Tensor], Tensor], blanked: Sequence[bool] = ()
+) -> tuple[list[float], list[str | None]]:
+    """Score pictures, and find those that cannot be used.
 
-    def __init__(self, latents: Tensor) -> None:
-        self.latents = latents
+    Args:
+        images: (N, 3, H, W), or videos (N, F, 3, H, W), whose score is the mean over their frames.
+        reward: images (N, 3, H, W) in [0, 1] -> scores (N,).
+        blanked: for each whether a safety checker has blanked it; such a picture is not scored.
+
+    Returns:
+        The scores, NaN where there is none; and for each why it cannot be used, None if it can.
+
+    Raises:
+        ValueError: the reward does not return one number per picture.
+    """
+    finite = images.isfinite().flatten(1).all(1)
+    shown = finite & ~torch.tensor(list(blanked) or [False] * len(images)).to(finite)
+    scores = torch.full((len(images),), math.nan)
+    if shown.any():
+        frames = images[shown].flatten(0, -4)
+        scores[shown.cpu()] = score_finite(frames, reward).view(int(shown.sum()), -1).mean(1)
+    failures = [NOT_FINITE if not is_finite else BLANKED for is_finite in finite.tolist()]
+    for index in shown.nonzero().flatten().tolist():
+        failures[index] = None if scores[index].isfinite() else NO_SCORE
+    return scores.tolist(), failures
 
 
-def _leave(pipe: Any, given: Mapping[str, Any], result: Any) -> None:
-    raise _Prepared(_as_taken(pipe, given, result))
+def result_of(candidates: Sequence[Candidate], dropped: Sequence[Dropped], **fields: Any) -> SearchResult:
+    """Rank the candidates of a search that can be used, and log how many cannot.
 
+    Args:
+        candidates: that are finished, in the order in which they are returned.
+        dropped: those that are not.
+        **fields: of the `SearchResult`.
 
-def _as_taken(pipe: Any, given: Mapping[str, Any], result: Tensor | tuple[Tensor, ...]) -> Tensor:
-    """Latents in the layout that `latents=` has, from what `prepare_latents`, called with `given`, returns."""
-    latents = result if isinstance(result, Tensor) else result[0]  # packed latents come with their positions
-    if not any(cls.__name__.startswith("Flux2") for cls in type(pipe).__mro__):
-        return latents
-    rows = int(given["height"]) // (2 * pipe.vae_scale_factor)  # it packs the latents that it is given
-    return latents.transpose(1, 2).unflatten(2, (rows, -1))
-
-
-def unscaled(pipe: Any, latents: Tensor) -> Tensor:
-    """Initial latents as the pipeline's `latents=` takes them, that is before it scales them for its scheduler."""
-    return latents / getattr(pipe.scheduler, "init_noise_sigma", 1.0)
+    Raises:
+        ValueError: no candidate can be used.
+    """
+    seeds, failures = [candidate.seed for candidate in candidates], [candidate.failure for candidate in candidates]
+    dropped = [*dropped, *dropped_failures(seeds, 1.0, failures)]
+    candidates = [candidate for candidate in candidates if candidate.failure is None]
+    check_some_left(len(candidates), dropped)
+    warn_of_failures(dropped)
+    scores = torch.tensor([candidate.score for candidate in candidates], dtype=torch.float32)
+    latents = [candidate.latents for candidate in candidates]
+    return SearchResult(
+        images=torch.stack([candidate.image for candidate in candidates]),
+        scores=scores,
+        order=best_first(scores),
+        seeds=tuple(candidate.seed for candidate in candidates),
+        latents=None if latents[0] is None else torch.stack(latents),
+        dropped=tuple(dropped),
+        **fields,
+    )

@@ -15,16 +15,17 @@ from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from ..rerank import Dropped, best_first
-from .comfy_resume import Candidate, Leg, samples_alone
+from ..rerank import best_first
+from .comfy_resume import PartialSampler, Recording, samples_alone
 from .halving import position_of, survivors
+from .result import NO_SCORE, Dropped, check_some_left, dropped_failures
 
 _CACHES = ("easycache", "lazycache")
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """What ComfyUI's KSampler is given, but for the seed."""
+    """The settings of ComfyUI's KSampler, without the seed."""
 
     model: ModelPatcher
     positive: Any
@@ -51,7 +52,7 @@ class Finished:
 def best_of_n(
     sampling: Sampling,
     seeds: Sequence[int],
-    look: Callable[[Tensor], Tensor],
+    score: Callable[[Tensor], Tensor],
     *,
     keep: int = 1,
     shares: Sequence[float] = (),
@@ -65,13 +66,15 @@ def best_of_n(
     Args:
         sampling: settings.
         seeds: of the candidates, all different.
-        look: latents (N, ...) as KSampler gives them, here predictions of the finished ones -> scores (N,).
+        score: latents (N, ...) as KSampler gives them, here predictions of the finished ones -> scores (N,). Candidates
+            whose score is not finite are dropped.
         keep: the fewest that are finished, if there are as many.
         shares: of the steps after which the worse half is dropped, rising in (0, 1).
         batch_size: candidates sampled at once; 0 for as many as fit into memory. Always 1 where `samples_alone`.
 
     Raises:
-        ValueError: the latents are not those of one picture or video, or the MODEL keeps a cache from step to step.
+        ValueError: the latents are not those of one picture or video; the MODEL keeps a cache from step to step; no
+            candidate can be used.
     """
     latent = _checked(sampling, shares)
     steps = comfy.samplers.KSampler(
@@ -88,17 +91,21 @@ def best_of_n(
     run = _Run(sampling, latent, steps.sigmas, size, alone or size == 1, seeds[0])
     places = [position_of(share, len(steps.sigmas) - 1) for share in shares]
     numbers = survivors(len(seeds), keep, len(places))
-    alive, dropped = [Candidate(seed) for seed in seeds], []
+    alive, dropped = [Recording(seed) for seed in seeds], []
     with _Progress(sampling.model, _work(len(steps.sigmas) - 1, places, numbers)) as progress:
         for share, place, number in zip(shares, places, numbers[1:], strict=True):
-            if number == len(alive):
+            if number >= len(alive):
                 break
-            scores = look(run.all(alive, float(steps.sigmas[place]), progress))
-            order = best_first(scores).tolist()
-            dropped += [Dropped(alive[i].seed, share, float(scores[i])) for i in order[number:]]
+            scores = score(run.all(alive, float(steps.sigmas[place]), progress))
+            failures = [None if finite else NO_SCORE for finite in scores.isfinite().tolist()]
+            lost = dropped_failures([recording.seed for recording in alive], share, failures)
+            usable = len(alive) - len(lost)
+            check_some_left(usable, [*dropped, *lost])
+            order = best_first(scores).tolist()[:usable]
+            dropped += [Dropped(alive[i].seed, share, float(scores[i])) for i in order[number:]] + lost
             alive = [alive[i] for i in sorted(order[:number])]
         latents = run.all(alive, None, progress)
-    return Finished([candidate.seed for candidate in alive], latents, dropped)
+    return Finished([recording.seed for recording in alive], latents, dropped)
 
 
 def fitting(sampling: Sampling, latent: Tensor, most: int) -> int:
@@ -143,7 +150,7 @@ def _work(steps: int, places: Sequence[int], numbers: Sequence[int]) -> int:
 
 @dataclass(frozen=True)
 class _Run:
-    """Samples candidates in chunks, one leg at a time."""
+    """Samples candidates in chunks, from one checkpoint to the next."""
 
     sampling: Sampling
     latent: Tensor
@@ -153,32 +160,34 @@ class _Run:
     seed: int
     """For what is drawn for a whole batch: the noise on a picture in the prompt, for example."""
 
-    def all(self, candidates: Sequence[Candidate], stop: float | None, progress: "_Progress") -> Tensor:
+    def all(self, recordings: Sequence[Recording], stop: float | None, progress: "_Progress") -> Tensor:
         """The predictions at the sigma `stop`, or the finished latents, in VAE units."""
-        chunks = [candidates[i : i + self.size] for i in range(0, len(candidates), self.size)]
-        return torch.cat([self._leg(chunk, stop, progress) for chunk in chunks])
+        chunks = [recordings[i : i + self.size] for i in range(0, len(recordings), self.size)]
+        return torch.cat([self._chunk(chunk, stop, progress) for chunk in chunks])
 
-    def _leg(self, candidates: Sequence[Candidate], stop: float | None, progress: "_Progress") -> Tensor:
-        given = self.sampling
-        numbers = given.latent.get("batch_index")
-        noise = [comfy.sample.prepare_noise(self.latent, candidate.seed, numbers) for candidate in candidates]
-        leg = Leg(given.sampler, candidates, stop, self.alone)
+    def _chunk(self, recordings: Sequence[Recording], stop: float | None, progress: "_Progress") -> Tensor:
+        settings = self.sampling
+        numbers = settings.latent.get("batch_index")
+        noise = [comfy.sample.prepare_noise(self.latent, recording.seed, numbers) for recording in recordings]
+        sampler = PartialSampler(settings.sampler, recordings, stop, self.alone)
         samples = comfy.sample.sample_custom(
-            given.model,
+            settings.model,
             torch.cat(noise),
-            given.cfg,
-            leg,
+            settings.cfg,
+            sampler,
             self.sigmas,
-            given.positive,
-            given.negative,
-            comfy.utils.repeat_to_batch_size(self.latent, len(candidates)),
-            noise_mask=given.latent.get("noise_mask"),
-            callback=progress.callback(candidates),
+            settings.positive,
+            settings.negative,
+            comfy.utils.repeat_to_batch_size(self.latent, len(recordings)),
+            noise_mask=settings.latent.get("noise_mask"),
+            callback=progress.callback(recordings),
             disable_pbar=True,
-            seed=candidates[0].seed if self.alone else self.seed,
+            seed=recordings[0].seed if self.alone else self.seed,
         )
-        if leg.left is (stop is None):
-            raise ValueError(f"{given.sampler} has ended before it reached sigma {stop}; expected a denser schedule.")
+        if sampler.stopped is (stop is None):
+            raise ValueError(
+                f"{settings.sampler} has ended before it reached sigma {stop}; expected a denser schedule."
+            )
         return samples
 
 
@@ -196,18 +205,18 @@ class _Progress:
     def __exit__(self, *exception: object) -> None:
         self._line.close()
 
-    def callback(self, candidates: Sequence[Candidate]) -> Callable[..., None]:
+    def callback(self, recordings: Sequence[Recording]) -> Callable[..., None]:
         """For the sampler of some candidates; steps that they have made before do not count."""
 
         def after_step(step: int, denoised: Tensor, x: Tensor, total: int) -> None:
-            if step < candidates[0].steps:
+            if step < recordings[0].steps:
                 return
-            for candidate in candidates:
-                candidate.steps = step + 1
+            for recording in recordings:
+                recording.steps = step + 1
             preview = None
             if self._previewer is not None:
                 preview = self._previewer.decode_latent_to_preview_image("JPEG", denoised)
-            self._bar.update_absolute(self._bar.current + len(candidates), preview=preview)
-            self._line.update(len(candidates))
+            self._bar.update_absolute(self._bar.current + len(recordings), preview=preview)
+            self._line.update(len(recordings))
 
         return after_step

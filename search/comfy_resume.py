@@ -1,9 +1,9 @@
-"""One leg of a sampling in ComfyUI: candidates go on from where they were left to where they are left again.
+"""Stop a sampling of ComfyUI at some step and resume it later, with all or some of its samples.
 
-A sampler of ComfyUI is a function that asks the model for predictions and keeps to itself what it remembers of them. So
-a candidate is entered again by calling that function from its beginning: it gets the predictions that it has had
-already from memory, at the cost of some arithmetic on latents, and stands where it stood with whatever it remembers. No
-evaluation is made twice. It must only treat the samples of a batch apart, and draw the noise of each from its own seed.
+A sampler of ComfyUI is a function that asks the model for predictions and has a state of its own, which nobody else
+sees. To resume it, the function is called from its beginning and gets the predictions of earlier calls from a
+recording. That costs some arithmetic on latents but no evaluation of the model, and brings the sampler back into the
+same state. The sampler must treat the samples of a batch separately and draw the noise of each from its own seed.
 """
 
 import inspect
@@ -19,7 +19,7 @@ from comfy.samplers import KSAMPLER
 from torch import Tensor
 
 from ..guidance.comfy.patch import patches_of
-from ..guidance.prediction_only import joined_run, split_run
+from ..guidance.prediction_only import join_run, split_run
 
 _POST_CFG = "sampler_post_cfg_function"
 _BROWNIAN = ("dpmpp_sde", "dpmpp_2m_sde", "dpmpp_2m_sde_heun", "dpmpp_3m_sde")
@@ -27,18 +27,18 @@ _SAME = 1 + 1e-6  # schedules are float32
 
 
 @dataclass
-class Candidate:
-    """One sample, and what it has been told so far."""
+class Recording:
+    """What the sampler of one sample has received so far; empty at the beginning."""
 
     seed: int
     predictions: list[Tensor] = field(default_factory=list)
     """(1, ...) after CFG and guidance, one for each evaluation."""
     unconditional: list[Tensor] = field(default_factory=list)
-    """(1, ...) those without a prompt; empty unless the sampler looks at them (CFG++)."""
+    """(1, ...) the same without a prompt; empty unless the sampler uses them (CFG++)."""
     guidance: list[dict[str, Any]] = field(default_factory=list)
-    """What each guidance on the MODEL has stored."""
+    """State of each guidance on the MODEL."""
     steps: int = 0
-    """That the sampler has reported."""
+    """Steps that the sampler has reported."""
 
 
 def samples_alone(sampler: str, masked: bool) -> bool:
@@ -54,41 +54,41 @@ def samples_alone(sampler: str, masked: bool) -> bool:
     return chooses_steps or draws_again or not function.__module__.startswith("comfy.")
 
 
-class Leg(KSAMPLER):
-    """A sampler for some candidates, which are equally far.
+class PartialSampler(KSAMPLER):
+    """A sampler that resumes some samples, which are at the same step, and stops again at a later one.
 
     Args:
         name: of ComfyUI's sampler.
-        candidates: one per row of the batch.
-        stop: sigma at which the leg ends; None to go on to the end of the schedule.
-        alone: whether candidates are batches of one, for which ComfyUI draws all noise by itself.
+        recordings: one per row of the batch; continued here.
+        stop: sigma at which to stop; None for the end of the schedule.
+        alone: whether the samples are batches of one, for which ComfyUI draws all noise by itself.
     """
 
-    def __init__(self, name: str, candidates: Sequence[Candidate], stop: float | None, alone: bool) -> None:
+    def __init__(self, name: str, recordings: Sequence[Recording], stop: float | None, alone: bool) -> None:
         sampler = comfy.samplers.sampler_object(name)
         super().__init__(sampler.sampler_function, sampler.extra_options, sampler.inpaint_options)
-        self.left = False
-        self._name, self._candidates, self._stop, self._alone = name, candidates, stop, alone
+        self.stopped = False
+        self._name, self._recordings, self._stop, self._alone = name, recordings, stop, alone
 
     def sample(self, model_wrap: Any, sigmas: Tensor, extra_args: dict, callback: Any, noise: Tensor, *args, **kwargs):
-        """As ComfyUI calls it; returns the prediction at which the leg ended, or the finished samples."""
+        """As ComfyUI calls it; returns the prediction at which it stops, or the finished samples."""
         if not self._alone:
-            seeds = [candidate.seed for candidate in self._candidates]
-            drawn = noise_by_row(self._name, self.sampler_function, noise, sigmas, seeds)
-            self.extra_options = {**self.extra_options, **drawn}
+            seeds = [recording.seed for recording in self._recordings]
+            options = noise_by_row(self._name, self.sampler_function, noise, sigmas, seeds)
+            self.extra_options = {**self.extra_options, **options}
         patches = patches_of(model_wrap.model_patcher)
         for index, patch in enumerate(patches):
-            if self._candidates[0].guidance:
-                patch.resume(joined_run([each.guidance[index] for each in self._candidates]), noise.device)
-        model = _FromMemory(model_wrap, self._candidates, self._stop)
+            if self._recordings[0].guidance:
+                patch.resume(join_run([each.guidance[index] for each in self._recordings]), noise.device)
+        model = _RecordingGuider(model_wrap, self._recordings, self._stop)
         try:
             return super().sample(model, sigmas, extra_args, callback, noise, *args, **kwargs)
-        except _Left as left:
-            self.left = True
-            parts = [split_run(patch.leave(), len(self._candidates)) for patch in patches]
-            for lane, candidate in enumerate(self._candidates):
-                candidate.guidance = [part[lane] for part in parts]
-            return left.denoised
+        except _Stopped as stopped:
+            self.stopped = True
+            parts = [split_run(patch.leave(), len(self._recordings)) for patch in patches]
+            for index, recording in enumerate(self._recordings):
+                recording.guidance = [part[index] for part in parts]
+            return stopped.denoised
 
 
 def noise_by_row(
@@ -110,64 +110,66 @@ def noise_by_row(
         ends = sigmas[sigmas > 0].min(), sigmas.max()
         on_cpu = not name.endswith("_gpu")
         return {"noise_sampler": library.BrownianTreeNoiseSampler(x, *ends, seed=list(seeds), cpu=on_cpu)}
-    rows = [library.default_noise_sampler(x[lane : lane + 1], seed=seed) for lane, seed in enumerate(seeds)]
+    rows = [library.default_noise_sampler(x[index : index + 1], seed=seed) for index, seed in enumerate(seeds)]
     return {"noise_sampler": lambda sigma, following: torch.cat([row(sigma, following) for row in rows])}
 
 
-class _Left(Exception):
-    """Raised out of a sampler function where its leg ends."""
+class _Stopped(Exception):
+    """Raised out of a sampler function where it is to stop."""
 
     def __init__(self, denoised: Tensor) -> None:
         self.denoised = denoised
 
 
-class _FromMemory:
-    """Stands in for ComfyUI's guider inside a sampler: answers from memory first, then asks, and remembers."""
+class _RecordingGuider:
+    """Replaces ComfyUI's guider inside a sampler: answers from the recordings first, then evaluates and records."""
 
-    def __init__(self, guider: Any, candidates: Sequence[Candidate], stop: float | None) -> None:
-        self._guider, self._candidates, self._stop = guider, candidates, stop
+    def __init__(self, guider: Any, recordings: Sequence[Recording], stop: float | None) -> None:
+        self._guider, self._recordings, self._stop = guider, recordings, stop
         self._own = list(guider.model_options.get(_POST_CFG, []))
-        self._asked = 0
+        self._evaluations = 0
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._guider, name)
 
     def __call__(self, x: Tensor, sigma: Tensor, model_options: dict[str, Any], seed: int | None) -> Tensor:
-        index, self._asked = self._asked, self._asked + 1
+        index, self._evaluations = self._evaluations, self._evaluations + 1
         functions = model_options.get(_POST_CFG, [])
-        looking = [function for function in functions if function not in self._own]  # those of a CFG++ sampler
-        if index < len(self._candidates[0].predictions):
-            return self._told_before(index, looking, x)
+        of_sampler = [function for function in functions if function not in self._own]  # of a CFG++ sampler
+        if index < len(self._recordings[0].predictions):
+            return self._recorded(index, of_sampler, x)
         comfy.model_management.throw_exception_if_processing_interrupted()
-        seen: list[Tensor] = []
-        if looking:
-            model_options = {**model_options, _POST_CFG: [*functions, _noting(seen)]}
+        unconditional: list[Tensor] = []
+        if of_sampler:
+            model_options = {**model_options, _POST_CFG: [*functions, _append_unconditional(unconditional)]}
         denoised = self._guider(x, sigma, model_options=model_options, seed=seed)
         if self._stop is None:
             return denoised
-        self._remember(denoised, seen)
+        self._record(denoised, unconditional)
         if float(sigma.max()) <= self._stop * _SAME:
-            raise _Left(denoised)
+            raise _Stopped(denoised)
         return denoised
 
-    def _told_before(self, index: int, looking: Sequence[Callable[[dict], Tensor]], x: Tensor) -> Tensor:
-        denoised = torch.cat([each.predictions[index] for each in self._candidates]).to(x)
-        if looking:
-            without = torch.cat([each.unconditional[index] for each in self._candidates]).to(x)
-            for look in looking:
-                look({"denoised": denoised, "uncond_denoised": without})
+    def _recorded(self, index: int, of_sampler: Sequence[Callable[[dict], Tensor]], x: Tensor) -> Tensor:
+        denoised = torch.cat([each.predictions[index] for each in self._recordings]).to(x)
+        if of_sampler:
+            unconditional = torch.cat([each.unconditional[index] for each in self._recordings]).to(x)
+            for function in of_sampler:
+                function({"denoised": denoised, "uncond_denoised": unconditional})
         return denoised
 
-    def _remember(self, denoised: Tensor, seen: Sequence[Tensor]) -> None:
+    def _record(self, denoised: Tensor, unconditional: Sequence[Tensor]) -> None:
         device = comfy.model_management.intermediate_device()
-        for lane, candidate in enumerate(self._candidates):
-            candidate.predictions.append(denoised[lane : lane + 1].to(device, copy=True))
-            candidate.unconditional += [each[lane : lane + 1].to(device, copy=True) for each in seen]
+        for index, recording in enumerate(self._recordings):
+            recording.predictions.append(denoised[index : index + 1].to(device, copy=True))
+            recording.unconditional += [each[index : index + 1].to(device, copy=True) for each in unconditional]
 
 
-def _noting(seen: list[Tensor]) -> Callable[[dict[str, Any]], Tensor]:
-    def note(args: dict[str, Any]) -> Tensor:
-        seen.append(args["uncond_denoised"])
+def _append_unconditional(predictions: list[Tensor]) -> Callable[[dict[str, Any]], Tensor]:
+    """A post-CFG function that changes nothing and appends the prediction without a prompt to `predictions`."""
+
+    def append(args: dict[str, Any]) -> Tensor:
+        predictions.append(args["uncond_denoised"])
         return args["denoised"]
 
-    return note
+    return append

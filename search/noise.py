@@ -1,23 +1,26 @@
 """Search for the noise that a sampler starts from: neighbours of the best (no gradient), or gradient ascent."""
 
-import functools
 import inspect
+import logging
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import ExitStack
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 
 from ..guidance.diffusers.decoders import Decoder, find_decoder
 from ..guidance.diffusers.denoiser import checkpointed, counted_rows
 from ..guidance.freeze import frozen, modules_of
 from ..guidance.reward_guidance import RewardGuidance
-from ..rerank import Ranking, best_first
-from .candidates import Candidate, call_arguments, chunks, drawn, guided_calls, initial_noise, pictures_of, size_of
+from .calls import call_arguments, guided_calls, pictures_of, progress_bar, seeded_generators, size_of
+from .candidates import Candidate, draw, result_of
+from .initial_noise import initial_noise
+from .result import SearchResult
+
+logger = logging.getLogger(__name__)
 
 
 def zero_order_search(
@@ -31,8 +34,8 @@ def zero_order_search(
     guidance: RewardGuidance | None = None,
     batch_size: int = 1,
     **pipe_kwargs: Any,
-) -> Ranking:
-    """Climb from noise to noise: in each round draw neighbours of the best noise so far and keep what is better.
+) -> SearchResult:
+    """Hill climbing in the initial noise: each round draws neighbours of the best noise so far and keeps a better one.
 
     A neighbour is closeness * best + sqrt(1 - closeness^2) * fresh noise, which is standard normal again and has the
     correlation `closeness` with the best. Noise that the sampler adds on the way is the same for all.
@@ -49,11 +52,12 @@ def zero_order_search(
         **pipe_kwargs: what the pipeline is called with: one `prompt` (or embeddings of one), steps, size, ...
 
     Returns:
-        A `Ranking` of all pictures in the order in which they were made, with their `latents`; `redraw` makes one
-        again, or `pipe(latents=ranking.latents[i][None], generator=torch.Generator().manual_seed(seed), ...)`.
+        All pictures in the order in which they were made, with their `latents`; `redraw` makes one again, or
+        `pipe(latents=result.latents[i][None], generator=torch.Generator().manual_seed(seed), ...)`. Pictures that
+        cannot be used are left out and counted in `failed`.
 
     Raises:
-        ValueError: a bad argument; more than one prompt; a pipeline that starts from a picture.
+        ValueError: a bad argument; more than one prompt; a pipeline that starts from a picture; no picture can be used.
 
     Source:
         Ma et al. (2025), "Inference-Time Scaling for Diffusion Models beyond Scaling Denoising Steps", section 3,
@@ -66,14 +70,16 @@ def zero_order_search(
         raise ValueError(f"closeness is {closeness}; expected at least 0 and less than 1, which is the best itself.")
     fresh = _generator_beside(seed)
     with guided_calls(pipe, guidance, pipe_kwargs), counted_rows(pipe) as rows:
-        noise = initial_noise(pipe, seed, pipe_kwargs)
-        found = _from_noise(pipe, reward, noise, seed, batch_size, pipe_kwargs)
-        for _ in _progress(pipe)(range(rounds), desc="zero-order search"):
-            best = max(found, key=lambda candidate: candidate[2])[3].float()
-            drawn_noise = torch.randn((neighbours, *best.shape), generator=fresh)
-            near = (closeness * best + math.sqrt(1 - closeness**2) * drawn_noise).to(noise)
-            found += _from_noise(pipe, reward, near, seed, batch_size, pipe_kwargs)
-    return _ranking(found, {**pipe_kwargs, "batch_size": batch_size, "guidance": guidance}, (), sum(rows))
+        first = initial_noise(pipe, seed, pipe_kwargs)
+        candidates = _from_noise(pipe, reward, first, seed, batch_size, pipe_kwargs)
+        for _ in progress_bar(pipe)(range(rounds), desc="zero-order search"):
+            usable = [candidate for candidate in candidates if candidate.failure is None]
+            best = max(usable or candidates[:1], key=lambda candidate: candidate.score).latents
+            fresh_noise = torch.randn((neighbours, *best.shape), generator=fresh)
+            near = (closeness * best.float() + math.sqrt(1 - closeness**2) * fresh_noise).to(first)
+            candidates += _from_noise(pipe, reward, near, seed, batch_size, pipe_kwargs)
+    settings = {**pipe_kwargs, "batch_size": batch_size} | ({} if guidance is None else {"guidance": guidance})
+    return result_of(candidates, (), settings=settings, from_latents=True, nfe=sum(rows))
 
 
 def optimize_noise(
@@ -89,7 +95,7 @@ def optimize_noise(
     guidance: RewardGuidance | None = None,
     decoder: Decoder | nn.Module | None = None,
     **pipe_kwargs: Any,
-) -> Ranking:
+) -> SearchResult:
     """Gradient ascent in the noise that a sampler of few steps starts from, through all of its steps.
 
     Minimises -margin(picture) + regularisation * (|z|^2 / 2 - (d - 1) * log|z|), whose second part is the negative log
@@ -114,13 +120,14 @@ def optimize_noise(
         **pipe_kwargs: what the pipeline is called with: one `prompt` (or embeddings of one), steps, size, ...
 
     Returns:
-        A `Ranking` of the first picture and that of the best iterate (the first alone if none was better), made and
-        scored as the pipeline decodes them, with their `latents`; `log` has the margin of every iterate; `nfe` counts
-        forward passes. `redraw` makes one again.
+        The first picture and that of the best iterate (the first alone if none was better), made and scored as the
+        pipeline decodes them, with their `latents`; `log` has the margin of every iterate; `nfe` counts forward passes.
+        `redraw` makes one again. Where a margin or its gradient is not finite, the ascent ends with the best so far and
+        a warning.
 
     Raises:
         ValueError: a bad argument; more than one prompt; a pipeline that starts from a picture; no gradient arrives,
-            or one that is not finite.
+            or the first one is not finite.
 
     Source:
         Eyring et al. (2024), "ReNO: Enhancing One-step Text-to-Image Models through Reward-based Noise Optimization",
@@ -133,28 +140,37 @@ def optimize_noise(
     _check_descent(learning_rate, momentum, clip, regularisation)
     with guided_calls(pipe, guidance, pipe_kwargs), counted_rows(pipe) as rows:
         first = initial_noise(pipe, seed, pipe_kwargs)
-        climb = functools.partial(noise_gradient, pipe, reward, seed=seed, decoder=decoder, given=pipe_kwargs)
-        noise = first.float().clone().requires_grad_()
+        best, noise = first, first.float().clone().requires_grad_()
         descent = torch.optim.SGD([noise], learning_rate, momentum, nesterov=momentum > 0)
         margins: list[float] = []
-        best = first
-        for iteration in _progress(pipe)(range(1, iterations + 1), desc="noise optimisation"):
-            margin, gradient = climb(noise.detach().to(first))
+        for iteration in progress_bar(pipe)(range(1, iterations + 1), desc="noise optimisation"):
+            point = noise.detach().to(first)
+            margin, gradient = noise_gradient(pipe, reward, point, seed=seed, decoder=decoder, pipe_kwargs=pipe_kwargs)
             if not (math.isfinite(margin) and gradient.isfinite().all()):
-                raise ValueError(
-                    f"the margin of iteration {iteration} of {iterations} is {margin}, and NaN or infinite values in"
-                    f" its gradient are {int((~gradient.isfinite()).sum())}; expected finite numbers: look at the"
-                    " reward, run the pipeline in float32, or lower learning_rate."
-                )
-            if not margins or margin > max(margins):
-                best = noise.detach().to(first).clone()
+                _stop_at(iteration, iterations, margin, gradient)
+                break
+            if margin > max(margins, default=-math.inf):
+                best = point.clone()
             margins.append(margin)
             noise.grad = regularisation * _norm_gradient(noise.detach()) - gradient
             nn.utils.clip_grad_norm_([noise], clip)
             descent.step()
         starts = first if torch.equal(best, first) else torch.cat([first, best])
-        found = _from_noise(pipe, reward, starts, seed, 1, pipe_kwargs)
-    return _ranking(found, {**pipe_kwargs, "guidance": guidance}, tuple(margins), sum(rows))
+        candidates = _from_noise(pipe, reward, starts, seed, 1, pipe_kwargs)
+    settings = {**pipe_kwargs} | ({} if guidance is None else {"guidance": guidance})
+    return result_of(candidates, (), settings=settings, from_latents=True, log=tuple(margins), nfe=sum(rows))
+
+
+def _stop_at(iteration: int, iterations: int, margin: float, gradient: Tensor) -> None:
+    """Say that an iteration has no finite margin or gradient; an error at the first one, which leaves no result."""
+    message = (
+        f"the margin of iteration {iteration} of {iterations} is {margin}, and NaN or infinite values in its gradient"
+        f" are {int((~gradient.isfinite()).sum())}; expected finite numbers: look at the reward, run the pipeline in"
+        " float32, or lower learning_rate."
+    )
+    if iteration == 1:
+        raise ValueError(message)
+    logger.warning("Noise optimisation ends early, with the best iterate so far: %s", message)
 
 
 def noise_gradient(
@@ -164,7 +180,7 @@ def noise_gradient(
     *,
     seed: int,
     decoder: Decoder | nn.Module | None,
-    given: dict[str, Any],
+    pipe_kwargs: dict[str, Any],
 ) -> tuple[float, Tensor]:
     """Margin of the picture that a pipeline makes from noise (1, ...), and its gradient, float32 of the same shape.
 
@@ -172,9 +188,9 @@ def noise_gradient(
         ValueError: no gradient arrives.
     """
     margin = getattr(reward, "margin", reward)
-    call = call_arguments(pipe, given, 1) | {"output_type": "latent"}
+    call = call_arguments(pipe_kwargs, 1) | {"output_type": "latent"}
     undecorated = inspect.unwrap(type(pipe).__call__)  # without torch.no_grad
-    look = find_decoder(pipe, decoder, **size_of(given))
+    look = find_decoder(pipe, decoder, **size_of(pipe_kwargs))
     networks = [part for part in pipe.components.values() if isinstance(part, nn.Module)]
     with ExitStack() as stack:
         stack.enter_context(torch.inference_mode(False))
@@ -184,8 +200,8 @@ def noise_gradient(
         if hasattr(look, "watch"):
             stack.enter_context(look.watch(pipe))
         start = noise.detach().clone().requires_grad_()
-        generator = [torch.Generator("cpu").manual_seed(seed)]
-        latents = pictures_of(undecorated(pipe, **call, latents=start, generator=generator))
+        generators = seeded_generators([seed])
+        latents = pictures_of(undecorated(pipe, **call, latents=start, generator=generators))
         value = margin(look(latents).flatten(0, -4)).float().mean()  # of a video, over its frames
         gradient = torch.autograd.grad(value, start, allow_unused=True)[0] if value.requires_grad else None
         if gradient is None:
@@ -219,40 +235,17 @@ def _generator_beside(seed: int) -> torch.Generator:
     )
 
 
-def _progress(pipe: Any) -> Callable[..., Any]:
-    quiet = getattr(pipe, "_progress_bar_config", {}).get("disable", False)
-    return functools.partial(tqdm, disable=quiet or None)
-
-
 def _from_noise(
     pipe: Any,
     reward: Callable[[Tensor], Tensor],
     noise: Tensor,
     seed: int,
     batch_size: int,
-    given: dict[str, Any],
+    pipe_kwargs: dict[str, Any],
 ) -> list[Candidate]:
     """The candidates that start from noise (N, ...)."""
-    found: list[Candidate] = []
-    for part in chunks(range(len(noise)), batch_size):
-        latents = noise[part[0] : part[-1] + 1].to(pipe.device)
-        call = call_arguments(pipe, given, len(part)) | {"latents": latents}
-        made = drawn(pipe, reward, [seed] * len(part), call, pipe)
-        found += [(*candidate[:3], start.cpu()) for candidate, start in zip(made, latents, strict=True)]
-    return found
-
-
-def _ranking(found: Sequence[Candidate], settings: dict[str, Any], log: tuple[float, ...], nfe: int) -> Ranking:
-    seeds, images, scores, latents = zip(*found, strict=True)
-    scores = torch.tensor(scores, dtype=torch.float32)
-    return Ranking(
-        images=torch.stack(images),
-        scores=scores,
-        order=best_first(scores),
-        seeds=seeds,
-        latents=torch.stack(latents),
-        settings={name: value for name, value in settings.items() if name != "guidance" or value is not None},
-        from_latents=True,
-        log=log,
-        nfe=nfe,
-    )
+    candidates: list[Candidate] = []
+    for latents in noise.split(batch_size):
+        call = call_arguments(pipe_kwargs, len(latents)) | {"latents": latents.to(pipe.device)}
+        candidates += draw(pipe, reward, [seed] * len(latents), call, pipe, latents.cpu())
+    return candidates

@@ -1,16 +1,18 @@
 """The state of a sampler in the middle of a run: what is needed to go on from there, with all or some of its samples.
 
 The state is taken when the denoiser has answered and the scheduler has not stepped yet. So the answer is kept, and
-whoever enters again needs no evaluation that has been made before. Nothing here knows a host: a scheduler is taken by
-what it stores in its attributes.
+whoever resumes the run needs no evaluation that has been made before. Nothing here imports a host: a scheduler's state
+is what it stores in its attributes.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from ..guidance.tensor_tree import join, map_tensors, select
 
 _DRAWING = (
     "DDPMScheduler",
@@ -23,7 +25,8 @@ _DRAWING = (
     "TCDScheduler",
 )
 
-_BY_SAMPLE = ("latents", "model_output", "scheduler", "guidance")
+_BATCHED = ("latents", "model_output", "scheduler", "guidance")  # fields that are trees of tensors (N, ...)
+_LISTS = ("generators", "prepared")  # fields with one item for each sample
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,7 +41,7 @@ class SamplerState:
     total: int
     """Evaluations of the whole run."""
     timestep: float
-    """What the pipeline calls this position."""
+    """Of this evaluation, as the pipeline gives it to `step`."""
     latents: Tensor
     """(N, ...) the noisy latents as the scheduler's `step` gets them."""
     model_output: Tensor
@@ -55,15 +58,14 @@ class SamplerState:
     def __len__(self) -> int:
         return len(self.latents)
 
-    def pick(self, lanes: Sequence[int]) -> "SamplerState":
+    def select(self, batch_indices: Sequence[int]) -> "SamplerState":
         """The state of some of the samples, in this order."""
-        lanes = list(lanes)
-        chosen = {name: _each(getattr(self, name), lambda t: t[lanes]) for name in _BY_SAMPLE}
-        own = {name: [getattr(self, name)[lane] for lane in lanes] for name in ("generators", "prepared")}
-        return replace(self, **chosen, **own)
+        tensors = {name: select(getattr(self, name), batch_indices) for name in _BATCHED}
+        lists = {name: [getattr(self, name)[index] for index in batch_indices] for name in _LISTS}
+        return replace(self, **tensors, **lists)
 
 
-def joined(states: Sequence[SamplerState]) -> SamplerState:
+def join_states(states: Sequence[SamplerState]) -> SamplerState:
     """One state of the samples of several, all of one run's settings and at one position.
 
     Raises:
@@ -72,9 +74,9 @@ def joined(states: Sequence[SamplerState]) -> SamplerState:
     places = {(state.position, state.total, state.timestep) for state in states}
     if len(places) != 1:
         raise ValueError(f"got sampler states at {sorted(places)}; expected one position, timestep and run length.")
-    together = {name: _together([getattr(state, name) for state in states]) for name in _BY_SAMPLE}
-    own = {name: [each for state in states for each in getattr(state, name)] for name in ("generators", "prepared")}
-    return replace(states[0], **together, **own)
+    tensors = {name: join([getattr(state, name) for state in states]) for name in _BATCHED}
+    lists = {name: [item for state in states for item in getattr(state, name)] for name in _LISTS}
+    return replace(states[0], **tensors, **lists)
 
 
 def check_scheduler(scheduler: Any) -> None:
@@ -91,7 +93,7 @@ def check_scheduler(scheduler: Any) -> None:
         )
 
 
-def stored_by(scheduler: Any, samples: int) -> dict[str, Any]:
+def scheduler_state_dict(scheduler: Any, samples: int) -> dict[str, Any]:
     """What a scheduler has stored for `samples` samples since its `set_timesteps`: a copy, on the CPU.
 
     Schedules (tensors with one axis) and objects are left out: `set_timesteps` makes them again.
@@ -99,16 +101,15 @@ def stored_by(scheduler: Any, samples: int) -> dict[str, Any]:
     Raises:
         ValueError: the scheduler stores what cannot be told apart by sample.
     """
-    stored = {name: value for name, value in vars(scheduler).items() if _is_plain(value)}
-    for name, value in stored.items():
-        _each(value, lambda t, name=name: _check_lanes(name, t, samples, scheduler))
-    return _each(stored, lambda t: t.detach().to("cpu", copy=True))
+    state = {name: value for name, value in vars(scheduler).items() if _is_plain(value)}
+    for name, value in state.items():
+        map_tensors(value, lambda tensor, name=name: _check_rows(name, tensor, samples, scheduler))
+    return map_tensors(state, lambda tensor: tensor.detach().to("cpu", copy=True))
 
 
-def put_back(scheduler: Any, stored: dict[str, Any], device: torch.device) -> None:
-    """Let a scheduler, whose `set_timesteps` has been called as before, go on with what `stored_by` has found."""
-    for name, value in _each(stored, lambda t: t.to(device, copy=True)).items():
-        vars(scheduler)[name] = value
+def load_scheduler_state_dict(scheduler: Any, state: dict[str, Any], device: torch.device) -> None:
+    """Put the result of `scheduler_state_dict` into a scheduler whose `set_timesteps` has been called as before."""
+    vars(scheduler).update(map_tensors(state, lambda tensor: tensor.to(device, copy=True)))
 
 
 def draws_noise(scheduler: Any) -> bool:
@@ -131,29 +132,7 @@ def _is_plain(value: Any) -> bool:
     return value is None or isinstance(value, (bool, int, float))
 
 
-def _each(value: Any, change: Callable[[Tensor], Any]) -> Any:
-    """The same structure, in which `change` has been applied to every tensor of samples; lists are new lists."""
-    if isinstance(value, Tensor) and value.ndim >= 1:
-        return change(value)
-    if isinstance(value, list):
-        return [_each(item, change) for item in value]
-    if isinstance(value, dict):
-        return {name: _each(item, change) for name, item in value.items()}
-    return value
-
-
-def _together(values: Sequence[Any]) -> Any:
-    first = values[0]
-    if isinstance(first, Tensor) and first.ndim >= 1:
-        return torch.cat(list(values))
-    if isinstance(first, list):
-        return [_together(items) for items in zip(*values, strict=True)]
-    if isinstance(first, dict):
-        return {name: _together([value[name] for value in values]) for name in first}
-    return first
-
-
-def _check_lanes(name: str, tensor: Tensor, samples: int, scheduler: Any) -> None:
+def _check_rows(name: str, tensor: Tensor, samples: int, scheduler: Any) -> None:
     if len(tensor) != samples:
         raise ValueError(
             f"{type(scheduler).__name__} stores {name} of shape {tuple(tensor.shape)} for {samples} samples; expected"

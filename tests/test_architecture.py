@@ -27,16 +27,20 @@ TABLE = {
     "guidance.diffusers": ({"guidance"}, {"torch", "diffusers"}),
     "guidance.comfy": ({"guidance"}, {"torch", "comfy", "folder_paths"}),
     "search": (
-        {"images", "rewards", "rerank", "guidance", "guidance.diffusers", "search.halving"},
+        {"images", "rewards", "rerank", "guidance", "guidance.diffusers", "search.halving", "search.result"},
         {"torch", "numpy", "tqdm"},
     ),
     "search.comfy": (
-        {"rerank", "guidance", "guidance.comfy", "search.halving"},
+        {"rerank", "guidance", "guidance.comfy", "search.halving", "search.result"},
         {"torch", "comfy", "latent_preview", "tqdm"},
     ),
     "search.halving": (set(), set()),  # of both hosts, so of neither
+    "search.result": ({"rerank"}, {"torch"}),  # the same
     "nodes": (
-        {"images", "rewards", "rerank", "models", "guidance", "guidance.comfy", "search.comfy", "search.halving"},
+        {
+            *{"images", "rewards", "rerank", "models", "guidance", "guidance.comfy"},
+            *{"search.comfy", "search.halving", "search.result"},
+        },
         {"torch", "PIL", "comfy", "comfy_api", "comfy_execution", "folder_paths", "server"},
     ),
     "training": (
@@ -55,22 +59,12 @@ TABLE = {
     ),
     "cli": (
         {
-            *{
-                "errors",
-                "images",
-                "pictures",
-                "charts",
-                "rewards",
-                "rerank",
-                "models",
-                "guidance",
-                "guidance.diffusers",
-            },
-            *{"search", "search.halving", "training", ""},
+            *{"errors", "images", "pictures", "charts", "rewards", "rerank", "models"},
+            *{"guidance", "guidance.diffusers", "search", "search.halving", "search.result", "training", ""},
         },
         {"torch", "numpy", "PIL", "diffusers", "tqdm", "accelerate", "transformers", "open_clip", "safetensors"},
     ),
-    "": ({"images", "rewards", "rerank", "models", "guidance", "search", "nodes"}, set()),
+    "": ({"images", "rewards", "rerank", "models", "guidance", "search", "search.result", "nodes"}, set()),
 }
 HEAVY = {"torch", "diffusers", "accelerate", "transformers", "open_clip", "timm", "comfy", "numpy", "PIL", "scipy"}
 
@@ -149,7 +143,7 @@ def test_every_module_has_a_row():
         ("guidance/gradient.py", "def f():\n    import diffusers.schedulers"),
         ("guidance/gradient.py", "from .diffusers import guided"),
         ("guidance/diffusers/guided.py", "import comfy.samplers"),
-        ("search/comfy_resume.py", "from .resume import run_to"),
+        ("search/comfy_resume.py", "from .resume import run_until"),
         ("nodes/rank.py", "from ..search.best_of_n import best_of_n"),
         ("models/tiny.py", "from ..guidance import RewardGuidance"),
         ("models/tiny.py", "from .. import cli"),

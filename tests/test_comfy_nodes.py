@@ -416,7 +416,7 @@ def test_unfinished_candidates_are_seen_through_a_tiny_decoder(pack, brightness,
 
 def test_where_to_drop_is_checked_before_the_run(pack):
     assert pack.BestOfNSampler.validate_inputs(drop_at="") is True
-    assert "expected numbers" in pack.BestOfNSampler.validate_inputs(drop_at="0.7, 0.4")
+    assert "drop_at is (0.7, 0.4)" in pack.BestOfNSampler.validate_inputs(drop_at="0.7, 0.4")
 
 
 SENT = ("MODEL", "IQ_MODEL", "CONDITIONING", "LATENT", "VAE")

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from iqguide.guidance import RewardGuidance
-from iqguide.guidance.evaluation import Evaluation, joined_logs, split_log
-from iqguide.guidance.prediction_only import PredictionOnlyGuidance, joined_run, split_run
+from iqguide.guidance.evaluation import Evaluation, join_logs, split_log
+from iqguide.guidance.prediction_only import PredictionOnlyGuidance, join_run, split_run
 
 TOTAL = math.log(1.5 / (0.05 / 0.95))  # length of the default window, 0.6 to 0.05, in log(sigma / alpha)
 
@@ -147,7 +147,7 @@ def test_a_run_goes_on_elsewhere_with_some_of_its_samples(frames):
         for x, level in zip(predictions[:stop], levels, strict=False):
             first(x, level)
         parts = split_run(first.state_dict(), 3)
-        second.load_state_dict(joined_run([parts[2], parts[0]]), torch.device("cpu"))
+        second.load_state_dict(join_run([parts[2], parts[0]]), torch.device("cpu"))
         for x, level, result in zip(predictions[stop:], levels[stop:], expected[stop:], strict=True):
             assert torch.equal(second(x[lanes], level), result[lanes])
         for entry, other in zip(second.run.log, whole.run.log, strict=True):
@@ -159,4 +159,4 @@ def test_bad_samples_keep_their_places_in_a_split_log():
     entry = Evaluation(0, 0.5, 0.4, bad_samples=(1, 4), change=(0.0,) * 6, drift=(0.0,) * 6)
     parts = split_log([entry], 3)
     assert [part[0].bad_samples for part in parts] == [(1,), (), (0,)]
-    assert joined_logs([parts[2], parts[1], parts[0]])[0].bad_samples == (0, 5)
+    assert join_logs([parts[2], parts[1], parts[0]])[0].bad_samples == (0, 5)

@@ -20,7 +20,8 @@ from iqguide import RewardGuidance
 from iqguide.guidance.diffusers import guided
 from iqguide.guidance.diffusers.denoiser import counted_rows
 from iqguide.search.ancestral import ancestral
-from iqguide.search.fk_steering import effective_sample_size, fk_steering, systematic
+from iqguide.search.fk_steering import fk_steering
+from iqguide.search.particles import effective_sample_size, systematic
 from iqguide.search.redraw import redraw
 
 MEANS, SPREAD, SHARES = torch.tensor([-1.0, 1.5]), 0.5, torch.tensor([0.7, 0.3])
@@ -155,6 +156,63 @@ def test_the_margin_weighs_and_the_score_is_shown():
     torch.testing.assert_close(ranking.log_weights, 0.7 * ranking.scores.double().logit(), atol=1e-4, rtol=1e-4)
 
 
+class BreaksOnce(ExactDenoiser):
+    """Answers NaN for the first particle at one evaluation, counted from 1."""
+
+    def __init__(self, scheduler, evaluation):
+        super().__init__(scheduler)
+        self.left = evaluation
+
+    def forward(self, x, timestep):
+        (output,) = super().forward(x, timestep)
+        self.left -= 1
+        if self.left == 0:
+            output[0] = math.nan
+        return (output,)
+
+
+def steered_with(denoiser, **changes):
+    pipe = MixturePipe(denoiser.scheduler)
+    pipe.unet = denoiser
+    options = {"eta": 1.0, "lambda_": 1.0, "decoder": as_images, "particles": 6, "batch_size": 6, **changes}
+    return fk_steering(pipe, value, **options)
+
+
+def test_a_particle_that_turns_nan_is_replaced_at_the_next_checkpoint(caplog):
+    result = steered_with(BreaksOnce(ddim(), 2), resample_below=0.01)
+    first = result.log[0]
+    assert math.isnan(first.margins[0])
+    assert first.log_weights[0] == -math.inf
+    assert 0 not in first.ancestors
+    assert [(entry.seed, entry.share) for entry in result.failed] == [(0, 0.2)]
+    assert len(result) == 6
+    assert result.log_weights.isfinite().all()
+    assert "seeds [0]" in caplog.text
+
+
+def test_a_particle_that_ends_with_nan_counts_as_weight_zero():
+    """So the mean of the weights of those that are left is that of all six, one of them 0."""
+    options = {"checkpoints": (0.5,), "resample_below": 0.01}
+    broken, sound = steered_with(BreaksOnce(ddim(), 10), **options), steered_with(ExactDenoiser(ddim()), **options)
+    assert [entry.seed for entry in broken.failed] == [0]
+    assert broken.seeds == sound.seeds[1:] == (1, 2, 3, 4, 5)
+    assert torch.equal(broken.images, sound.images[1:])
+    expected = sound.log_weights[1:].exp().sum() / 6
+    torch.testing.assert_close(broken.log_weights.exp().mean(), expected)
+    assert len(broken.lineages) == len(broken) == 5
+
+
+def test_without_a_particle_the_search_says_why():
+    pipe = MixturePipe(ddim())
+    with pytest.raises(ValueError, match=r"score is not a finite number \(4 of them\); check the reward"):
+        fk_steering(pipe, lambda images: value(images) * torch.nan, eta=1.0, decoder=as_images)
+
+
+def test_no_checkpoint_is_importance_sampling():
+    result = steered_with(ExactDenoiser(ddim()), checkpoints=())
+    torch.testing.assert_close(result.log_weights, result.scores.double(), atol=1e-4, rtol=1e-4)
+
+
 def test_effective_sample_size_and_systematic_resampling():
     weights = torch.tensor([0.5, 0.25, 0.125, 0.125], dtype=torch.float64)
     assert effective_sample_size(weights.log() + 300) == pytest.approx(1 / (weights**2).sum().item())
@@ -260,7 +318,7 @@ def test_steering_raises_the_reward():
 @pytest.mark.parametrize(
     ("scheduler", "changes", "message"),
     [
-        (DDIMScheduler, {}, "DDIMScheduler is deterministic: copies of one particle would stay the same"),
+        (DDIMScheduler, {}, "DDIMScheduler is deterministic: .* Give eta=1.0"),
         (EulerAncestralDiscreteScheduler, {"eta": 1.0}, "adds noise by itself"),
         (HeunDiscreteScheduler, {"eta": 1.0}, "several stages in a step"),
         (PNDMScheduler, {"eta": 1.0}, "several stages in a step"),

@@ -1,11 +1,12 @@
 """Best of N with halving, on real pipelines: the same pictures for fewer evaluations."""
 
 import functools
+import math
 
 import pytest
 import torch
 from diffusers import UniPCMultistepScheduler
-from tiny_pipelines import FAMILIES, tiny_pipeline
+from tiny_pipelines import FAMILIES, poison, tiny_pipeline
 
 from iqguide import RewardGuidance, best_of_n
 from iqguide.guidance.diffusers import guided
@@ -99,7 +100,7 @@ def test_batches_never_exceed_batch_size(monkeypatch):
         ({"halving": (0.7, 0.4)}, "shares of the steps that rise"),
         ({"halving": (0.4, 1.0)}, "each between 0 and 1"),
         ({"halving": 1.5}, r"halving is \(1.5,\); expected shares"),
-        ({"halving": True, "callback_on_step_end": print}, "a callback would see steps that are left out"),
+        ({"halving": True, "callback_on_step_end": print}, "got callback_on_step_end= and halving"),
     ],
 )
 def test_bad_arguments(changes, message):
@@ -116,9 +117,35 @@ def test_one_number_is_one_share():
     assert torch.equal(one.images, share.images)
 
 
+@pytest.mark.parametrize("batch_size", [1, 2])
+def test_a_candidate_that_turns_nan_is_dropped_and_the_others_go_on(batch_size, caplog):
+    """The denoiser of seed 1 answers NaN; then one of three that are left goes at each checkpoint."""
+    pipe, inputs = pipeline()
+    options = {"n": 4, "halving": (0.4, 0.7), "batch_size": batch_size, **inputs}
+    poison(pipe, 1)
+    ranking = best_of_n(pipe, brightness, **options)
+    first, *others = sorted(ranking.dropped, key=lambda entry: entry.failure is None)
+    assert (first.seed, first.share) == (1, 0.4)
+    assert math.isnan(first.score)
+    assert "NaN" in first.failure
+    assert ranking.failed == (first,)
+    assert [entry.share for entry in others] == [0.4, 0.7]
+    assert len(ranking) == 1
+    assert "seeds [1]" in caplog.text
+    plain = best_of_n(tiny_pipeline("stable-diffusion")[0], brightness, n=1, seeds=ranking.seeds, **inputs)
+    torch.testing.assert_close(ranking.best, plain.best, atol=1e-4, rtol=0)
+
+
+def test_without_a_candidate_the_search_says_why():
+    pipe, inputs = pipeline()
+    poison(pipe, 0, 1)
+    with pytest.raises(ValueError, match=r"no candidate can be used: .*NaN.*\(2 of them\); check dtype and guidance"):
+        best_of_n(pipe, brightness, n=2, halving=True, **inputs)
+
+
 def test_a_broken_reward_leaves_the_pipeline_as_found():
     pipe, inputs = pipeline()
-    with pytest.raises(ValueError, match=r"seeds \[0, 1\] cannot be ranked.*NaN"):
+    with pytest.raises(ValueError, match=r"score is not a finite number \(4 of them\); check the reward"):
         best_of_n(pipe, lambda i: brightness(i) * torch.nan, n=4, batch_size=2, halving=True, **inputs)
     assert "step" not in vars(pipe.scheduler)
     assert "forward" not in vars(pipe.unet)

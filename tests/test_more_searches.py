@@ -7,7 +7,7 @@ import torch
 from more_tiny_pipelines import PIPELINES, another_tiny_pipeline
 
 from iqguide import RewardGuidance, best_of_n, fk_steering, optimize_noise, redraw, zero_order_search
-from iqguide.search.candidates import starts_from_noise
+from iqguide.search.initial_noise import starts_from_noise
 
 FROM_NOISE = [name for name in PIPELINES if "img2img" not in name and "inpaint" not in name and "refiner" not in name]
 

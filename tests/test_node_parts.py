@@ -6,8 +6,10 @@ import pytest
 import torch
 
 from iqguide.guidance import Evaluation
+from iqguide.nodes.labels import labelled
 from iqguide.nodes.naming import picture_names, table_name
-from iqguide.nodes.picking import chosen, labelled, pick_latents, pick_masks, stack
+from iqguide.nodes.parse_attributes import EXAMPLE, parse_attributes
+from iqguide.nodes.parse_shares import parse_shares, seeds_from
 from iqguide.nodes.plot import (
     BLUE,
     HEIGHT,
@@ -19,44 +21,43 @@ from iqguide.nodes.plot import (
     notice,
     without_nan,
 )
-from iqguide.nodes.pruning import parse_shares, seeds_from
-from iqguide.nodes.words import EXAMPLE, parse_attributes
+from iqguide.nodes.select import best_and_rest, select_images, select_latents, select_masks
 
 
 def test_latents_keep_what_makes_their_noise_again():
     latents = {"samples": torch.arange(4.0).reshape(4, 1, 1, 1), "noise_mask": torch.arange(4.0).reshape(4, 1, 1)}
-    picked = pick_latents(latents, [2, 0], 4)
+    picked = select_latents(latents, [2, 0], 4)
     assert picked["samples"].flatten().tolist() == [2, 0]
     assert picked["noise_mask"].flatten().tolist() == [2, 0]
     assert picked["batch_index"] == [2, 0]
-    assert pick_latents(picked, [1], 2)["batch_index"] == [0]  # also the second time
+    assert select_latents(picked, [1], 2)["batch_index"] == [0]  # also the second time
     assert "batch_index" not in latents
 
 
 @pytest.mark.parametrize(("count", "expected"), [(1, [0, 0]), (2, [1, 0]), (4, [3, 0])])
 def test_masks_repeat_as_in_comfyui(count, expected):
     masks = torch.arange(float(count)).reshape(count, 1, 1)
-    found = pick_masks(masks, [3, 0], 4)
+    found = select_masks(masks, [3, 0], 4)
     assert (found if count > 1 else found.expand(2, 1, 1)).flatten().tolist() == expected
 
 
 def test_misfits_are_refused():
     with pytest.raises(ValueError, match="got 3 latents for 4 pictures"):
-        pick_latents({"samples": torch.zeros(3, 4, 8, 8)}, [0], 4)
+        select_latents({"samples": torch.zeros(3, 4, 8, 8)}, [0], 4)
     with pytest.raises(ValueError, match="got 5 masks for 4 pictures"):
-        pick_masks(torch.zeros(5, 8, 8), [0], 4)
+        select_masks(torch.zeros(5, 8, 8), [0], 4)
     with pytest.raises(ValueError, match="got no masks for 4 pictures"):
-        pick_masks(torch.zeros(0, 8, 8), [0], 4)
+        select_masks(torch.zeros(0, 8, 8), [0], 4)
     with pytest.raises(ValueError, match="batch_index of these latents has 1 numbers for 4 latents"):
-        pick_latents({"samples": torch.zeros(4, 4, 8, 8), "batch_index": [0]}, [0, 3], 4)
+        select_latents({"samples": torch.zeros(4, 4, 8, 8), "batch_index": [0]}, [0, 3], 4)
 
 
 def test_the_best_and_the_rest():
     scores, order = [0.2, 0.9, 0.5, 0.5], [1, 2, 3, 0]
-    assert chosen(scores, order, 2, -1000.0) == ([1, 2], [3, 0])
-    assert chosen(scores, order, 9, -1000.0) == ([1, 2, 3, 0], [])
-    assert chosen(scores, order, 4, 0.5) == ([1, 2, 3], [0])
-    assert chosen(scores, order, 1, 0.95) == ([], [1, 2, 3, 0])
+    assert best_and_rest(scores, order, 2, -1000.0) == ([1, 2], [3, 0])
+    assert best_and_rest(scores, order, 9, -1000.0) == ([1, 2, 3, 0], [])
+    assert best_and_rest(scores, order, 4, 0.5) == ([1, 2, 3], [0])
+    assert best_and_rest(scores, order, 1, 0.95) == ([], [1, 2, 3, 0])
 
 
 def test_a_label_covers_a_corner_only():
@@ -70,7 +71,7 @@ def test_a_label_covers_a_corner_only():
 
 def test_stack_keeps_the_order():
     images = torch.arange(3.0).reshape(3, 1, 1, 1)
-    assert stack(images, [2, 0]).flatten().tolist() == [2, 0]
+    assert select_images(images, [2, 0]).flatten().tolist() == [2, 0]
 
 
 def test_a_rising_line_rises():

@@ -188,7 +188,7 @@ def test_the_guidance_nodes_push_about_as_much_as_the_library(schemas):
 
 
 def test_the_sampler_drops_where_the_library_drops(schemas):
-    from iqguide.nodes.pruning import parse_shares
+    from iqguide.nodes.parse_shares import parse_shares
     from iqguide.search.halving import HALVING
 
     (drop_at,) = (each for each in schemas["IQGuideBestOfNSampler"]["inputs"] if each["id"] == "drop_at")

@@ -10,7 +10,7 @@ from tiny_pipelines import FAMILIES, tiny_pipeline
 
 from iqguide import RewardGuidance, best_of_n
 from iqguide.guidance.diffusers.denoiser import checkpointed, counted_rows
-from iqguide.search.candidates import initial_noise
+from iqguide.search.initial_noise import initial_noise
 from iqguide.search.noise import _norm_gradient, noise_gradient, optimize_noise, zero_order_search
 from iqguide.search.redraw import redraw
 
@@ -107,7 +107,7 @@ def test_the_gradient_through_the_whole_pipeline(family):
     how = {
         "seed": 0,
         "decoder": lambda z: z.mean((-1, -2) if z.ndim == 4 else 1)[:, :3, None, None].sigmoid(),
-        "given": inputs,
+        "pipe_kwargs": inputs,
     }
     weigh = lambda images: (images * torch.tensor([1.0, 0.5, -2.0], dtype=images.dtype).view(3, 1, 1)).sum((1, 2, 3))
     noise = initial_noise(pipe, 0, inputs).double()
@@ -199,7 +199,26 @@ def test_bad_arguments(search, changes, message):
         search(pipe, brightness, **(inputs | changes))
 
 
-def test_a_gradient_that_is_not_finite_ends_the_search():
+@pytest.mark.parametrize("broken", [1, 2])
+def test_a_broken_neighbour_is_left_out(broken):
+    """The first picture, or the first neighbour, has no score: the others are found all the same."""
+    pipe, inputs = few_steps("stable-diffusion")
+    calls = []
+
+    def reward(images):
+        calls.append(len(images))
+        return brightness(images) * (torch.nan if len(calls) == broken else 1)
+
+    ranking = zero_order_search(pipe, reward, rounds=2, neighbours=2, **inputs)
+    assert len(ranking) == 4
+    assert len(ranking.failed) == 1
+    assert ranking.scores.isfinite().all()
+    assert torch.equal(redraw(pipe, ranking, 3), ranking.images[3])
+    with pytest.raises(ValueError, match=r"score is not a finite number \(3 of them\)"):
+        zero_order_search(pipe, lambda i: brightness(i) * torch.nan, rounds=1, neighbours=2, **inputs)
+
+
+def test_a_gradient_that_is_not_finite_ends_the_search(caplog):
     """The margins of `rooted` are finite and its gradients are not; those of `falls` are NaN from the third on."""
     pipe, inputs = few_steps("stable-diffusion", 1)
     calls = []
@@ -218,9 +237,11 @@ def test_a_gradient_that_is_not_finite_ends_the_search():
         calls.append(1)
         return brightness(images) * (torch.nan if len(calls) == 4 else 1)
 
-    with pytest.raises(ValueError, match="the margin of iteration 3 of 9 is nan"):
-        optimize_noise(pipe, falls, iterations=9, **inputs)
-    assert len(calls) == 4
+    kept = optimize_noise(pipe, falls, iterations=9, **inputs)
+    assert len(kept.log) == 2
+    assert len(calls) == 4 + len(kept)
+    assert kept.scores.max() >= kept.scores[0]
+    assert "margin of iteration 3 of 9 is nan" in caplog.text
     assert not pipe.unet.is_gradient_checkpointing
 
 

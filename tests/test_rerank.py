@@ -1,5 +1,7 @@
 """Ranking: known orders, stable ties, and nothing that depends on the batch size or on how the pictures come."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -8,6 +10,7 @@ from PIL import Image
 import iqguide
 from iqguide.images import ImageError, save_image, to_pil
 from iqguide.rerank import Ranking, equal_sized, mean_rank, rank
+from iqguide.search.result import SearchResult
 
 
 def mean(images):
@@ -100,9 +103,30 @@ def test_no_more_than_one_batch_is_read_ahead():
     assert read == [0, 1, 2]
 
 
+@pytest.mark.parametrize("batch_size", [1, 2, 8])
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_one_broken_picture_or_score_is_ranked_last(value, batch_size, caplog):
+    images = flat(0.1, 0.9, 0.3)
+    images[1, 2, 5, 7] = value
+    ranking = rank(images, mean, batch_size=batch_size)
+    assert ranking.order.tolist() == [2, 0, 1]
+    assert ranking.scores.isfinite().tolist() == [True, False, True]
+    assert ranking.images is images
+    assert "1 of 3 images have no finite score and are ranked last: [1]" in caplog.text
+    for pictures in (list(images.split(1)), [image.permute(1, 2, 0).numpy() for image in images]):
+        assert rank(pictures, mean, batch_size=batch_size).order.tolist() == [2, 0, 1]
+    broken = rank(flat(0.1, 0.9, 0.3), lambda x: mean(x).where(mean(x) < 0.5, value), batch_size=batch_size)
+    assert broken.order.tolist() == [2, 0, 1]
+    with pytest.raises(ValueError, match="no score of 2 is a finite number"):
+        rank(images[[1, 1]], mean, batch_size=batch_size)
+
+
+def test_a_ranking_of_sound_pictures_says_nothing(caplog):
+    rank(flat(0.1, 0.9), mean)
+    assert caplog.text == ""
+
+
 def test_errors_say_which_and_why(tmp_path):
-    with pytest.raises(ValueError, match=r"the score of image 1 is NaN \(1 of 3 are\)"):
-        rank(flat(0.1, 0.2, 0.3), lambda x: mean(x).where(mean(x) != mean(flat(0.2)), torch.nan), batch_size=1)
     with pytest.raises(ValueError, match=r"returned shape \(3, 1\); expected \(3,\)"):
         rank(flat(0.1, 0.2, 0.3), lambda x: mean(x)[:, None])
     with pytest.raises(ValueError, match=r"returned shape \(\)"):
@@ -144,12 +168,19 @@ def test_mean_rank_needs_no_common_scale():
     torch.testing.assert_close(mean_rank(a, b), torch.tensor([0.0, 0.75, 0.75]))
     torch.testing.assert_close(mean_rank(a), torch.tensor([0.0, 1.0, 0.5]))
     torch.testing.assert_close(mean_rank(torch.tensor([1.0, 1.0, 0.0])), torch.tensor([0.75, 0.75, 0.0]))
+    torch.testing.assert_close(
+        mean_rank(torch.tensor([0.1, math.nan, 0.9, 0.5]), torch.tensor([3.0, 9.0, 1.0, 2.0])),
+        torch.tensor([0.5, math.nan, 0.5, 0.5]),
+        equal_nan=True,
+    )
     with pytest.raises(ValueError, match="of one length"):
         mean_rank(a, b[:2])
 
 
 def test_a_ranking_is_frozen_and_remembers_how_to_make_each_again():
-    ranking = Ranking(["a", "b"], torch.tensor([0.0, 1.0]), torch.tensor([1, 0]), seeds=(4, 5), settings={"steps": 3})
+    scores, order = torch.tensor([0.0, 1.0]), torch.tensor([1, 0])
+    ranking = SearchResult(["a", "b"], scores, order, seeds=(4, 5), settings={"steps": 3})
+    assert isinstance(ranking, Ranking)
     assert ranking.best == "b"
     assert ranking.seeds[int(ranking.order[0])] == 5
     with pytest.raises(AttributeError):

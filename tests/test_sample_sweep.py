@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
-from tiny_pipelines import prompted_pipeline, tiny_tae
+from tiny_pipelines import poison, prompted_pipeline, tiny_tae
 from two_processes import in_two
 
 from iqguide import cli, create_model
@@ -261,3 +261,45 @@ def test_processes_without_accelerators_say_what_they_need(pipeline, tmp_path):
     )
     assert not list((tmp_path / "two").iterdir())
     assert not notes
+
+
+def test_a_seed_that_gives_nan_does_not_stop_a_sweep(sample, monkeypatch, tmp_path):
+    load = cli_sample.load_pipeline
+
+    def with_poison(*arguments):
+        pipe = load(*arguments)
+        poison(pipe, 1)
+        return pipe
+
+    monkeypatch.setattr(cli_sample, "load_pipeline", with_poison)
+    status, records, err = sample("--seeds", "0:4", "--batch-size", 2)
+    assert status == 0
+    assert sorted(path.name for path in (tmp_path / "out").glob("*.png")) == ["0.png", "2.png", "3.png"]
+    assert "NaN" in records[1]["failure"]
+    assert all("score" in records[seed] for seed in (0, 2, 3))
+    assert "seed 1 gives no picture" in err
+    assert "1 of 4 seeds give no picture" in err
+    status, again, _ = sample("--seeds", "0:5", "--batch-size", 2, "--resume")
+    assert status == 0
+    assert {seed: again[seed] for seed in range(4)} == records
+    assert "score" in again[4]
+    status, alone, err = sample("--seeds", "1", out="alone")
+    assert status != 0
+    assert "none of 1 seeds gives a picture" in err
+    assert "NaN" in alone[1]["failure"]
+
+
+def test_best_of_n_with_one_nan_candidate_and_with_none(sample, monkeypatch):
+    load = cli_sample.load_pipeline
+
+    def with_poison(*arguments):
+        pipe = load(*arguments)
+        poison(pipe, 0, 2, 3)
+        return pipe
+
+    monkeypatch.setattr(cli_sample, "load_pipeline", with_poison)
+    status, records, _ = sample("--seeds", "0:2", "--best-of", 2, *JUDGE)
+    assert status == 0
+    assert records[0]["candidate_seed"] == 1
+    assert "plain_score" not in records[0]  # the first candidate cannot be used
+    assert "no candidate can be used" in records[1]["failure"]

@@ -10,8 +10,8 @@ from iqguide import RewardGuidance
 from iqguide.guidance.diffusers import guided
 from iqguide.guidance.diffusers.denoiser import counted_rows
 from iqguide.guidance.diffusers.schedulers import SCHEDULERS
-from iqguide.search.resume import run_on, run_to
-from iqguide.search.sampler_state import SamplerState, joined
+from iqguide.search.resume import resume, run_until
+from iqguide.search.sampler_state import SamplerState, join_states
 
 STEPS = 7
 SD = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "steps_offset": 1}
@@ -107,19 +107,19 @@ def check(pipe, inputs, shares=(0.3, 0.6)):
         plain = pipe(**call_of(inputs, 3), generator=generators(4, 5, 6)).images
     for share in (0.01, *shares):
         with counted_rows(pipe) as rows:
-            state, denoised = run_to(pipe, share, generators(4, 5, 6), **call_of(inputs, 3))
-            again = run_on(pipe, generators(4, 5, 6), state, **call_of(inputs, 3)).images
+            state, denoised = run_until(pipe, share, generators(4, 5, 6), **call_of(inputs, 3))
+            again = resume(pipe, generators(4, 5, 6), state, **call_of(inputs, 3)).images
         assert torch.equal(again, plain)
         assert sum(rows) == sum(plain_rows)
         assert denoised.shape == state.latents.shape
-    early, _ = run_to(pipe, shares[0], generators(4, 5, 6), **call_of(inputs, 3))
-    late, _ = run_to(pipe, shares[1], generators(6, 4), early.pick([2, 0]), **call_of(inputs, 2))
+    early, _ = run_until(pipe, shares[0], generators(4, 5, 6), **call_of(inputs, 3))
+    late, _ = run_until(pipe, shares[1], generators(6, 4), early.select([2, 0]), **call_of(inputs, 2))
     assert early.position < late.position
     for lane, (seed, index) in enumerate([(6, 2), (4, 0)]):
-        alone = run_on(pipe, generators(seed), late.pick([lane]), **call_of(inputs, 1)).images[0]
+        alone = resume(pipe, generators(seed), late.select([lane]), **call_of(inputs, 1)).images[0]
         torch.testing.assert_close(alone, plain[index], rtol=0, atol=1e-3)
-    other, _ = run_to(pipe, shares[1], generators(5), early.pick([1]), **call_of(inputs, 1))
-    together = run_on(pipe, generators(5, 6, 4), joined([other, late]), **call_of(inputs, 3)).images
+    other, _ = run_until(pipe, shares[1], generators(5), early.select([1]), **call_of(inputs, 1))
+    together = resume(pipe, generators(5, 6, 4), join_states([other, late]), **call_of(inputs, 3)).images
     torch.testing.assert_close(together, plain[[1, 2, 0]], rtol=0, atol=1e-3)
     assert (plain[0] - plain[1]).abs().max() > 0.01
 
@@ -158,7 +158,7 @@ def test_what_cannot_be_entered_again_is_refused(name):
     except ImportError as error:
         pytest.skip(str(error))
     with pytest.raises(ValueError, match=message):
-        run_to(pipe, 0.5, generators(1), **call_of(inputs, 1))
+        run_until(pipe, 0.5, generators(1), **call_of(inputs, 1))
     assert "step" not in vars(pipe.scheduler)
 
 
@@ -193,46 +193,46 @@ def test_inpainting_one_by_one():
     pipe.set_progress_bar_config(disable=True)
     inputs |= {"image": torch.rand(1, 3, 32, 32), "mask_image": torch.ones(1, 1, 32, 32).tril(), "strength": 0.8}
     plain = pipe(**call_of(inputs, 1), generator=generators(3)).images
-    state, _ = run_to(pipe, 0.5, generators(3), **call_of(inputs, 1))
-    assert torch.equal(run_on(pipe, generators(3), state, **call_of(inputs, 1)).images, plain)
-    both, _ = run_to(pipe, 0.5, generators(3, 4), **call_of(inputs, 2))
+    state, _ = run_until(pipe, 0.5, generators(3), **call_of(inputs, 1))
+    assert torch.equal(resume(pipe, generators(3), state, **call_of(inputs, 1)).images, plain)
+    both, _ = run_until(pipe, 0.5, generators(3, 4), **call_of(inputs, 2))
     with pytest.raises(ValueError, match="then use batch_size=1"):
-        run_on(pipe, generators(4), both.pick([1]), **call_of(inputs, 1))
+        resume(pipe, generators(4), both.select([1]), **call_of(inputs, 1))
 
 
 def test_a_state_can_be_written_and_read(tmp_path):
     pipe, inputs = pipeline("stable-diffusion", "UniPCMultistepScheduler", SD)
     with guided(pipe, RewardGuidance(brightness, scale=0.5)):
-        state, _ = run_to(pipe, 0.6, generators(1, 2), **call_of(inputs, 2))
+        state, _ = run_until(pipe, 0.6, generators(1, 2), **call_of(inputs, 2))
         torch.save(vars(state), tmp_path / "state.pt")
         read = SamplerState(**torch.load(tmp_path / "state.pt", weights_only=True))
-        first, second = (run_on(pipe, generators(1, 2), which, **call_of(inputs, 2)).images for which in (state, read))
+        first, second = (resume(pipe, generators(1, 2), which, **call_of(inputs, 2)).images for which in (state, read))
     assert torch.equal(first, second)
 
 
 def test_a_state_of_another_run_is_refused():
     pipe, inputs = pipeline("stable-diffusion")
-    state, _ = run_to(pipe, 0.5, generators(1), **call_of(inputs, 1))
+    state, _ = run_until(pipe, 0.5, generators(1), **call_of(inputs, 1))
     for changes, message in (({"num_inference_steps": 12}, "of the first call"), ({"height": 64}, "not prepared")):
         with pytest.raises(ValueError, match=message):
-            run_on(pipe, generators(1), state, **call_of(inputs | changes, 1))
+            resume(pipe, generators(1), state, **call_of(inputs | changes, 1))
     with pytest.raises(ValueError, match="the generators are others"):
-        run_on(pipe, generators(2), state, **call_of(inputs, 1))
+        resume(pipe, generators(2), state, **call_of(inputs, 1))
     with pytest.raises(ValueError, match="expected more than 3"):
-        run_on(pipe, generators(1), state, **call_of(inputs | {"num_inference_steps": 2}, 1))
-    later, _ = run_to(pipe, 0.8, generators(1), **call_of(inputs, 1))
+        resume(pipe, generators(1), state, **call_of(inputs | {"num_inference_steps": 2}, 1))
+    later, _ = run_until(pipe, 0.8, generators(1), **call_of(inputs, 1))
     with pytest.raises(ValueError, match="expected one position"):
-        joined([state, later])
+        join_states([state, later])
 
 
 def test_the_pipeline_is_left_as_found_after_an_exception():
     pipe, inputs = pipeline("stable-diffusion")
     before = sorted(vars(pipe.scheduler)), sorted(vars(pipe.unet))
-    state, _ = run_to(pipe, 0.5, generators(1), **call_of(inputs, 1))
+    state, _ = run_until(pipe, 0.5, generators(1), **call_of(inputs, 1))
     pipe.scheduler.set_timesteps(STEPS)
     after = sorted(vars(pipe.scheduler)), sorted(vars(pipe.unet))
     assert set(after[0]) - set(before[0]) <= {"num_inference_steps"}
     assert after[1] == before[1]
-    with pytest.raises(ValueError, match="enter again"):
-        run_on(pipe, generators(1), state, **call_of(inputs | {"num_inference_steps": 12}, 1))
+    with pytest.raises(ValueError, match="resume with the arguments"):
+        resume(pipe, generators(1), state, **call_of(inputs | {"num_inference_steps": 12}, 1))
     assert (sorted(vars(pipe.scheduler)), sorted(vars(pipe.unet))) == after

@@ -3,7 +3,9 @@
 import pytest
 import torch
 from diffusers import DDIMScheduler, EulerAncestralDiscreteScheduler, StableDiffusionImg2ImgPipeline
+from diffusers.pipelines.stable_diffusion import StableDiffusionSafetyChecker
 from tiny_pipelines import FAMILIES, tiny_pipeline
+from transformers import CLIPConfig, CLIPImageProcessor
 
 from iqguide import best_of_n
 from iqguide.search.best_of_n import _batches
@@ -198,7 +200,7 @@ def test_bad_arguments_are_refused_before_anything_is_drawn(changes, message):
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_broken_candidates_are_named(value):
+def test_broken_candidates_are_left_out_and_named(value, caplog):
     pipe, inputs = tiny_pipeline("stable-diffusion")
 
     class Broken(type(pipe.image_processor)):
@@ -208,14 +210,69 @@ def test_broken_candidates_are_named(value):
             return image
 
     pipe.image_processor = Broken(vae_scale_factor=2)
-    with pytest.raises(ValueError, match=r"seeds \[7\] hold NaN or infinite"):
-        best_of_n(pipe, brightness, n=2, seeds=[6, 7], batch_size=2, **inputs)
+    found = best_of_n(pipe, brightness, n=4, seeds=[6, 7, 8, 9], batch_size=2, **inputs)
     assert "prepare_latents" not in vars(pipe)
+    assert found.seeds == (6, 8)
+    assert [(entry.seed, entry.share) for entry in found.failed] == [(7, 1.0), (9, 1.0)]
+    assert all("NaN or infinite" in entry.failure for entry in found.dropped)
+    assert "2 candidates cannot be used and are left out, seeds [7, 9]" in caplog.text
+    sound = best_of_n(*pipe_and_reward(), n=4, seeds=[6, 7, 8, 9], batch_size=2, **inputs)
+    assert torch.equal(found.images, sound.images[[0, 2]])
+    assert torch.equal(found.latents, sound.latents[[0, 2]])
+    best = best_of_n(pipe, brightness, n=4, seeds=[6, 7, 8, 9], batch_size=2, top_k=1, **inputs)
+    assert torch.equal(best.best, found.best)
+    with pytest.raises(ValueError, match=r"no candidate can be used: .*NaN.* \(1 of them\); check dtype and guidance"):
+        best_of_n(pipe, brightness, n=1, seeds=[7], batch_size=2, **inputs)
 
 
-def test_broken_scores_are_named():
+def pipe_and_reward():
+    return tiny_pipeline("stable-diffusion")[0], brightness
+
+
+def test_broken_scores_are_left_out_and_named():
     pipe, inputs = tiny_pipeline("stable-diffusion")
-    with pytest.raises(ValueError, match=r"seeds \[0\] cannot be ranked.*NaN"):
+    calls = []
+
+    def second_is_nan(images):
+        calls.append(len(images))
+        return brightness(images) * (torch.nan if len(calls) == 2 else 1)
+
+    found = best_of_n(pipe, second_is_nan, n=3, **inputs)
+    assert found.seeds == (0, 2)
+    assert [(entry.seed, entry.failure) for entry in found.failed] == [(1, "the score is not a finite number")]
+    with pytest.raises(ValueError, match=r"score is not a finite number \(2 of them\); check the reward"):
         best_of_n(pipe, lambda images: images.mean((1, 2, 3)) * torch.nan, n=2, **inputs)
-    with pytest.raises(ValueError, match=r"seeds \[0\] cannot be ranked.*shape"):
+    with pytest.raises(ValueError, match="returned shape"):
         best_of_n(pipe, lambda images: images.mean(), n=2, **inputs)
+
+
+def safety_checker(pipe):
+    """That of Stable Diffusion at tiny size, which blanks nothing; and a list of the embeddings that it has seen."""
+    tiny = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
+    vision = tiny | {"image_size": 32, "patch_size": 8, "projection_dim": 8}
+    pipe.safety_checker = StableDiffusionSafetyChecker(
+        CLIPConfig(text_config=tiny, vision_config=vision, projection_dim=8)
+    )
+    pipe.feature_extractor = CLIPImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32})
+    checker, seen = pipe.safety_checker.eval(), []
+    checker.concept_embeds.data[:] = torch.randn(8)
+    checker.concept_embeds_weights.data[:] = 2.0  # above any cosine
+    checker.special_care_embeds_weights.data[:] = 2.0
+    checker.visual_projection.register_forward_hook(lambda module, inputs, output: seen.append(output[0]))
+    return checker, seen
+
+
+def test_candidates_that_a_safety_checker_has_blanked_are_left_out():
+    """A black picture would win by a reward of darkness."""
+    pipe, inputs = tiny_pipeline("stable-diffusion")
+    checker, seen = safety_checker(pipe)
+    assert best_of_n(pipe, brightness, n=3, **inputs).failed == ()
+    cosines = torch.stack([torch.cosine_similarity(each, checker.concept_embeds[0], dim=0) for each in seen])
+    checker.concept_embeds_weights.data[:] = cosines.sort().values[1:].mean()  # the nearest is above
+    found = best_of_n(pipe, lambda images: -brightness(images), n=3, **inputs)
+    assert [entry.seed for entry in found.failed] == [int(cosines.argmax())]
+    assert len(found) == 2
+    assert (found.images.flatten(1).amax(1) > 0).all()
+    checker.concept_embeds_weights.data[:] = -2.0
+    with pytest.raises(ValueError, match=r"safety checker .* \(2 of them\); change the prompt or the seeds"):
+        best_of_n(pipe, brightness, n=2, **inputs)

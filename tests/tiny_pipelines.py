@@ -215,3 +215,18 @@ def demo_like_pipeline(folder: Path) -> StableDiffusionPipeline:
     scheduler = DDIMScheduler(prediction_type="v_prediction", clip_sample=False, timestep_spacing="trailing")
     parts = prompted_pipeline(folder).components | {"vae": vae.eval(), "unet": unet.eval(), "scheduler": scheduler}
     return StableDiffusionPipeline(**parts, requires_safety_checker=False)
+
+
+def poison(pipe: DiffusionPipeline, *seeds: int) -> None:
+    """Let the samples of these seeds start from NaN, so that the denoiser answers NaN for them alone."""
+    prepare = pipe.prepare_latents
+
+    def poisoned(*args: Any, **kwargs: Any) -> torch.Tensor:
+        latents = prepare(*args, **kwargs)
+        generators = next(value for value in (*args, *kwargs.values()) if isinstance(value, list))
+        for index, generator in enumerate(generators):
+            if generator.initial_seed() in seeds:
+                latents[index] = torch.nan
+        return latents
+
+    pipe.prepare_latents = poisoned
