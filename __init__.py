@@ -18,6 +18,7 @@ _HOMES = {
     "Reward": ".rewards",
     "RewardGuidance": ".guidance",
     "SearchResult": ".search.result",
+    "Ensemble": ".rewards",
     "WeightedSum": ".rewards",
     "best_of_n": ".search.best_of_n",
     "create_model": ".models",
@@ -47,6 +48,7 @@ __all__ = [  # noqa: RUF022 - in the order in which a reader meets them
     "redraw",
     "Reward",
     "WeightedSum",
+    "Ensemble",
     "FullReference",
     "Attributes",
     "RewardGuidance",
@@ -57,7 +59,7 @@ if TYPE_CHECKING:
     from .images import load_images, save_image
     from .models import ModelSpec, create_model, list_models
     from .rerank import Ranking, rank
-    from .rewards import Attributes, FullReference, Reward, WeightedSum
+    from .rewards import Attributes, Ensemble, FullReference, Reward, WeightedSum
     from .search.best_of_n import best_of_n
     from .search.fk_steering import fk_steering
     from .search.noise import optimize_noise, zero_order_search

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
@@ -82,6 +82,51 @@ class WeightedSum:
     def margin(self, images: Tensor) -> Tensor:
         """Images (N, 3, H, W) in [0, 1] -> weighted sum of the margins (N,)."""
         return sum(weight * margin_of(reward)(images) for reward, weight in self.terms)
+
+
+class Ensemble:
+    """Several models as one careful one: the mean of what they say less `penalty` standard deviations of it.
+
+    A picture that one model likes and another does not is the one that fooled the first. Of scores when called, of
+    margins for guidance, which are on one scale: that of each model's spread over clean photographs (`calibrate_margin`
+    measures it for a model whose file has none). With two models the standard deviation is half their distance, so a
+    penalty of 1 gives the lower of the two.
+
+    Args:
+        models: two rewards or more.
+        penalty: standard deviations, over the models, that are taken off; 0 is the plain mean.
+
+    Raises:
+        ValueError: fewer than two rewards, something that is none, or a penalty that is no finite number of 0 or more.
+
+    Example:
+        >>> low = Ensemble([lambda x: x.mean((1, 2, 3)), lambda x: x.amax((1, 2, 3))])
+        >>> low(torch.tensor([0.0, 1.0]).expand(1, 3, 4, 2))
+        tensor([0.5000])
+    """
+
+    PENALTY = 1.0
+
+    def __init__(self, models: Sequence[Reward], penalty: float = PENALTY) -> None:
+        self.inner = tuple(models)
+        if len(self.inner) < 2 or not all(map(callable, self.inner)):
+            raise ValueError(f"got {list(self.inner)}; expected two rewards or more: Ensemble([reward, other]).")
+        if not 0 <= penalty < math.inf:
+            raise ValueError(f"penalty is {penalty}; expected a finite number of 0 or more.")
+        self.penalty = penalty
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """Images (N, 3, H, W) in [0, 1] -> mean of the scores less the penalty for disagreement (N,)."""
+        return self._careful([reward(images) for reward in self.inner])
+
+    def margin(self, images: Tensor) -> Tensor:
+        """Images (N, 3, H, W) in [0, 1] -> mean of the margins less the penalty for disagreement (N,)."""
+        return self._careful([margin_of(reward)(images) for reward in self.inner])
+
+    def _careful(self, values: list[Tensor]) -> Tensor:
+        variance, mean = torch.var_mean(torch.stack(values), 0, correction=0)
+        # where all agree the root has no slope of its own, and the mean's is what is wanted
+        return mean - self.penalty * torch.where(variance > 0, variance, 1.0).sqrt() * (variance > 0)
 
 
 class Attributes:

@@ -12,17 +12,16 @@ from typing import Any
 
 import torch
 from PIL import Image
-from torch import nn
 
 from ..guidance import RewardGuidance
 from ..images import to_pil, to_tensor
 from ..models import MODELS
-from ..models.create import create_model
 from ..rerank import score_finite
 from ..rewards import Reward
 from ..search.best_of_n import best_of_n
 from ..search.calls import guided_calls
 from ..search.result import NO_SCORE, NoCandidateError
+from .named_models import load_named
 
 
 @dataclass(frozen=True)
@@ -60,20 +59,20 @@ class NoSample:
         return dict(vars(self))
 
 
-def load_reward(options: argparse.Namespace, device: torch.device) -> nn.Module:
+def load_reward(options: argparse.Namespace, device: torch.device) -> Reward:
     """The quality model to sample by; see `load_model`."""
     return load_model(options.model, options.weights, device)
 
 
-def load_model(name: str, weights: str, device: torch.device) -> nn.Module:
-    """A quality model for pictures that have no reference.
+def load_model(name: str, weights: str, device: torch.device) -> Reward:
+    """A quality model, or several joined by +, for pictures that have no reference.
 
     Raises:
         ValueError: it needs one.
     """
     if name in MODELS and MODELS[name].full_reference:
         raise ValueError(f"{name} compares images with a reference, and samples have none; choose another.")
-    return create_model(name, weights=weights, device=device)
+    return load_named(name, weights, device)
 
 
 def draw(

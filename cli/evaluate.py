@@ -17,13 +17,12 @@ from ..charts import scatter
 from ..errors import atomic_write, make_folder
 from ..images import picture_format, save_image
 from ..models import MODELS
-from ..models.catalog import get_spec
-from ..models.create import create_model
 from ..training.correlation import fit_logistic, logistic
 from ..training.data import alike_groups
 from ..training.datasets import Sample, load_dataset
 from ..training.evaluate import chosen, distributed_device, score_samples, summarise
 from .console import OK
+from .named_models import load_named, names_in, native_size
 from .score import best_device
 
 NAMES = {
@@ -36,7 +35,7 @@ NAMES = {
 
 def run_evaluate(options: argparse.Namespace) -> int:
     """Print the figures, and write the files that were asked for."""
-    get_spec(options.model)  # a mistyped name, before the data set is read
+    names = names_in(options.model)  # a mistyped one is said before the data set is read
     _check_files(options)
     own, talks = distributed_device()
     device = own or best_device(options.device)
@@ -45,10 +44,9 @@ def run_evaluate(options: argparse.Namespace) -> int:
     if options.group_alike:
         groups = alike_groups([sample.image for sample in samples])
         samples = [replace(sample, group=f"alike {group}") for sample, group in zip(samples, groups, strict=True)]
-    spec = MODELS[options.model]
-    model = create_model(options.model, weights=options.weights, device=device)
-    limit = spec.native_size if options.size is None else options.size
-    scores = score_samples(model, samples, limit, device, spec.full_reference)
+    model = load_named(options.model, options.weights, device)
+    limit = native_size(names) if options.size is None else options.size
+    scores = score_samples(model, samples, limit, device, MODELS[names[0]].full_reference)
     if not talks:
         return OK
     figures = summarise(samples, scores, options.split, options.bootstrap)

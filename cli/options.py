@@ -37,7 +37,7 @@ class _HelpFormatter(argparse.HelpFormatter):
 
 
 def _add_model_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--model", default="tiny", help="quality model; `iqguide models` lists them")
+    parser.add_argument("--model", default="tiny", help="quality model; `iqguide models` lists them; tiny+lite is both")
     parser.add_argument("--weights", default="default", help="'default', 'random', or a weights file for the model")
     parser.add_argument("--device", help="such as cuda, mps or cpu (default: the best there is)")
 

@@ -20,11 +20,11 @@ from ..errors import ImageError, make_folder, one_line
 from ..images import load_images, save_image
 from ..models import MODELS
 from ..models.bpclip import BPCLIP
-from ..models.create import create_model
 from ..pictures.listing import list_pictures, no_pictures
 from ..rerank import best_first, equal_sized, score_batch
 from ..rewards import FullReference, Reward
 from .console import FAILED, INTERRUPTED, OK, progress, say
+from .named_models import load_named, names_in, native_size
 
 BATCH_SIZE = 8
 BATCH_PIXELS = 4 * 2**20
@@ -100,10 +100,11 @@ def _listed(options: argparse.Namespace) -> list[Row]:
 def _score_all(rows: list[Row], options: argparse.Namespace) -> None:
     """Fill in the rows, with a progress bar and a line for each bad file."""
     device = best_device(options.device)
-    model = create_model(options.model, weights=options.weights, device=device)
-    limit = MODELS[options.model].native_size if options.size is None else options.size
+    names = names_in(options.model)
+    model = load_named(options.model, options.weights, device)
+    limit = native_size(names) if options.size is None else options.size
     reward, reference = model, []
-    if MODELS[options.model].full_reference:
+    if MODELS[names[0]].full_reference:
         reference = [_reference(options, limit).to(device)]
         reward = FullReference(model, *reference)
     elif options.reference:

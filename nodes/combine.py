@@ -2,14 +2,19 @@
 
 from comfy_api.latest import io
 
-from ..rewards import WeightedSum
+from ..rewards import Ensemble, WeightedSum
 from .quality_model import IQ_MODEL, QualityModel
 
-WAYS = ("weighted sum", "mean rank")
+WAYS = ("weighted sum", "mean rank", "careful mean")
 
 
 def combine(
-    first: QualityModel, second: QualityModel, way: str, first_weight: float, second_weight: float
+    first: QualityModel,
+    second: QualityModel,
+    way: str,
+    first_weight: float,
+    second_weight: float,
+    penalty: float = Ensemble.PENALTY,
 ) -> QualityModel:
     """Two models as one.
 
@@ -21,10 +26,13 @@ def combine(
     name = f"{way} of {first.name} and {second.name}"
     if way == "mean rank":
         return QualityModel(name, members=(first, second))
+    patchers = (*first.patchers, *second.patchers)
+    if way == "careful mean":
+        return QualityModel(name, Ensemble([first.reward_for(), second.reward_for()], penalty), patchers)
     if not (first_weight or second_weight):
         raise ValueError("both weights are 0, so every picture would score 0; set first_weight or second_weight.")
     terms = ((first.reward_for(), first_weight), (second.reward_for(), second_weight))
-    return QualityModel(name, WeightedSum(*terms), (*first.patchers, *second.patchers))
+    return QualityModel(name, WeightedSum(*terms), patchers)
 
 
 class CombineQualityModels(io.ComfyNode):
@@ -47,7 +55,8 @@ class CombineQualityModels(io.ComfyNode):
                     options=list(WAYS),
                     default=WAYS[0],
                     tooltip="weighted sum: of the scores; for guidance, too. mean rank: the mean place within the "
-                    "batch, 1 for a picture that both put first; needs no weights and cannot guide.",
+                    "batch, 1 for a picture that both put first; needs no weights and cannot guide. "
+                    "careful mean: of the scores, less a penalty where the models disagree; for guidance, too.",
                 ),
                 io.Float.Input(
                     "first_weight",
@@ -65,13 +74,27 @@ class CombineQualityModels(io.ComfyNode):
                     step=0.05,
                     tooltip="Weight in the sum; below 0 turns the score into a penalty.",
                 ),
+                io.Float.Input(
+                    "penalty",
+                    default=Ensemble.PENALTY,
+                    min=0.0,
+                    max=10.0,
+                    step=0.05,
+                    tooltip="Of careful mean: standard deviations that are taken off; 1 gives the lower of two scores.",
+                ),
             ],
             outputs=[IQ_MODEL.Output("quality_model", tooltip="Both as one model.")],
         )
 
     @classmethod
     def execute(
-        cls, first: QualityModel, second: QualityModel, combine_by: str, first_weight: float, second_weight: float
+        cls,
+        first: QualityModel,
+        second: QualityModel,
+        combine_by: str,
+        first_weight: float,
+        second_weight: float,
+        penalty: float = Ensemble.PENALTY,
     ) -> io.NodeOutput:
         """Combine."""
-        return io.NodeOutput(combine(first, second, combine_by, first_weight, second_weight))
+        return io.NodeOutput(combine(first, second, combine_by, first_weight, second_weight, penalty))

@@ -167,7 +167,7 @@ def test_an_interrupt_is_no_traceback(run, monkeypatch, folder):
     def interrupted(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(cli_score, "create_model", interrupted)
+    monkeypatch.setattr(cli_score, "load_named", interrupted)
     assert run("score", folder) == (130, "", "iqguide: interrupted.\n")
 
 
@@ -175,7 +175,7 @@ def test_a_defect_keeps_its_traceback(run, monkeypatch, folder):
     def broken(*_, **__):
         raise ZeroDivisionError
 
-    monkeypatch.setattr(cli_score, "create_model", broken)
+    monkeypatch.setattr(cli_score, "load_named", broken)
     with pytest.raises(ZeroDivisionError):
         run("score", folder)
 
@@ -554,3 +554,23 @@ def test_the_table_shows_every_picture_in_its_place():
     rows, columns = {y for y, _ in places}, {x for _, x in places}
     assert (len(rows), len(columns)) == (2, 3)
     assert places == sorted(places)
+
+
+def test_of_two_joined_models_the_lower_score_is_printed(run, folder):
+    both, tiny, mini = (
+        {row["path"]: row["score"] for row in json.loads(run("score", folder, "--model", name, "--json")[1])}
+        for name in ("tiny+bpclip-mini", "tiny", "bpclip-mini")
+    )
+    assert both == {path: pytest.approx(min(tiny[path], mini[path]), abs=1e-5) for path in tiny}
+
+
+def test_models_are_joined_by_a_plus():
+    from iqguide.cli.named_models import names_in
+
+    assert names_in("tiny+bpclip-mini") == ["tiny", "bpclip-mini"]
+    assert names_in("qualiclip++tiny") == ["qualiclip+", "tiny"]
+    assert names_in("tiny+clipiqa+") == ["tiny", "clipiqa+"]
+    with pytest.raises(ValueError, match="unknown model 'tinny'"):
+        names_in("tiny+tinny")
+    with pytest.raises(ValueError, match="unknown model ''"):
+        names_in("tiny+")

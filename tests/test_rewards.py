@@ -6,7 +6,15 @@ import pytest
 import torch
 
 from iqguide.images import resize_short_side
-from iqguide.rewards import FullReference, Resize, Reward, WeightedSum, device_of, margin_of
+from iqguide.rewards import (
+    Ensemble,
+    FullReference,
+    Resize,
+    Reward,
+    WeightedSum,
+    device_of,
+    margin_of,
+)
 
 
 class Bounded:
@@ -145,3 +153,39 @@ def test_the_device_of_a_reward_is_found_through_its_wrappers():
     assert device_of(WeightedSum((mean, 1.0))) is None
     assert device_of(Bounded().margin) is None
     assert device_of(torch.nn.ReLU()) is None
+
+
+def test_an_ensemble_is_the_mean_less_deviations(images):
+    rewards = [Bounded(), mean, lambda x: 3 * mean(x)]
+    margins = torch.stack([Bounded().margin(images), mean(images), 3 * mean(images)])
+    expected = margins.mean(0) - 0.7 * margins.std(0, correction=0)
+    torch.testing.assert_close(Ensemble(rewards, penalty=0.7).margin(images), expected)
+    torch.testing.assert_close(Ensemble(rewards, penalty=0).margin(images), margins.mean(0))
+    scores = torch.stack([Bounded()(images), mean(images), 3 * mean(images)])
+    torch.testing.assert_close(Ensemble(rewards, 1)(images), scores.mean(0) - scores.std(0, correction=0))
+
+
+def test_of_two_models_the_lower_one_counts(images):
+    lower = torch.minimum(Bounded().margin(images), mean(images))
+    torch.testing.assert_close(Ensemble([Bounded(), mean]).margin(images), lower)
+
+
+def test_an_ensemble_has_the_right_gradient(images):
+    careful = Ensemble([Bounded(), mean, lambda x: x.square().mean((1, 2, 3))], penalty=1.5)
+    assert torch.autograd.gradcheck(careful.margin, images[:1, :, :4, :4].clone().requires_grad_())
+
+
+def test_where_all_agree_the_gradient_is_that_of_each(images):
+    images.requires_grad_()
+    (gradient,) = torch.autograd.grad(Ensemble([mean, mean])(images).sum(), images)
+    torch.testing.assert_close(gradient, torch.full_like(images, 1 / images[0].numel()))
+
+
+@pytest.mark.parametrize(
+    ("models", "penalty", "match"),
+    [([mean], 1, "expected two rewards"), ([mean, "tiny"], 1, "expected two rewards"), ([mean, mean], -1, "-1"),
+     ([mean, mean], math.inf, "inf")],
+)  # fmt: skip
+def test_an_ensemble_wants_rewards_and_a_penalty(models, penalty, match):
+    with pytest.raises(ValueError, match=match):
+        Ensemble(models, penalty)
