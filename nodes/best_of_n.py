@@ -1,9 +1,7 @@
 """Node: Best-of-N Sampler."""
 
-import json
 from typing import Any
 
-import torch
 from comfy.model_patcher import ModelPatcher
 from comfy.samplers import KSampler
 from comfy_api.latest import io, ui
@@ -12,9 +10,10 @@ from torch import Tensor
 from ..guidance.comfy.decoders import CHOICES, find_decoder, pictures_of, tiny_decoder_path
 from ..rerank import best_first
 from ..search.comfy_best_of_n import Finished, Sampling, best_of_n
-from .labels import labelled
+from .labels import ranked_labels
 from .parse_shares import DEFAULT_SHARES, parse_shares, seeds_from
 from .quality_model import IQ_MODEL, QualityModel, score_images
+from .tables import number, to_json
 from .text import show
 
 
@@ -144,37 +143,36 @@ class BestOfNSampler(io.ComfyNode):
             decoder = "tiny" if tiny_decoder_path(model.get_model_object("latent_format")) else "vae"
         quick = find_decoder(model, None, "tiny") if decoder == "tiny" else None
 
-        def look(latents: Tensor) -> Tensor:
+        def score(latents: Tensor) -> Tensor:
             images = decoded(vae, latents) if quick is None else pictures_of(model, quick, latents)
             return scores_of(quality_model, images, len(latents), reference)
 
         sampling = Sampling(
             model, positive, negative, latent_image, steps, cfg, sampler_name, scheduler, denoise=denoise
         )
-        found = best_of_n(
+        finished = best_of_n(
             sampling,
             seeds_from(seed, candidates),
-            look,
+            score,
             keep=keep,
             shares=parse_shares(drop_at),
             batch_size=batch_size,
         )
-        images = decoded(vae, found.latents)
-        scores = scores_of(quality_model, images, len(found.seeds), reference)
-        best = best_first(scores).tolist()[:keep]
+        images = decoded(vae, finished.latents)
+        scores = scores_of(quality_model, images, len(finished.seeds), reference)
+        usable = int(scores.isfinite().sum())
+        best = best_first(scores).tolist()[: min(keep, usable)]
         scores = scores.tolist()
         chosen = [scores[index] for index in best]
-        show(cls, f"kept {len(best)} of {candidates}, best {chosen[0]:.3f}, seed {found.seeds[best[0]]}")
-        frames = images.unflatten(0, (len(found.seeds), -1))[best]
-        titles = [f"#{rank} {score:.3f}" for rank, score in enumerate(chosen, 1)]
-        preview = [labelled(each[0], title) for each, title in zip(frames, titles, strict=True)]
+        show(cls, f"kept {len(best)} of {candidates}, best {number(chosen[0])}, seed {finished.seeds[best[0]]}")
+        frames = images.unflatten(0, (len(finished.seeds), -1))[best]
         return io.NodeOutput(
-            as_latent(latent_image, found.latents[best]),
+            as_latent(latent_image, finished.latents[best]),
             frames.flatten(0, 1),
             chosen,
-            [found.seeds[index] for index in best],
-            table_of(quality_model, found, scores, best),
-            ui=ui.PreviewImage(torch.stack(preview), cls=cls),
+            [finished.seeds[index] for index in best],
+            table_of(quality_model, finished, scores, best),
+            ui=ui.PreviewImage(ranked_labels([each[0] for each in frames], chosen), cls=cls),
         )
 
 
@@ -189,19 +187,19 @@ def scores_of(quality_model: QualityModel, images: Tensor, count: int, reference
     return score_images(quality_model, images, reference=reference).unflatten(0, (count, -1)).mean(1)
 
 
-def as_latent(given: dict[str, Any], samples: Tensor) -> dict[str, Any]:
-    """A LATENT like the given one, of other samples; what says of an empty one how its noise is made is left out."""
-    gone = ("batch_index", "downscale_ratio_spacial", "downscale_ratio_temporal")
-    return {name: value for name, value in given.items() if name not in gone} | {"samples": samples}
+def as_latent(latent: dict[str, Any], samples: Tensor) -> dict[str, Any]:
+    """A LATENT like another, of other samples; what says of an empty one how its noise is made is left out."""
+    left_out = ("batch_index", "downscale_ratio_spacial", "downscale_ratio_temporal")
+    return {name: value for name, value in latent.items() if name not in left_out} | {"samples": samples}
 
 
-def table_of(quality_model: QualityModel, found: Finished, scores: list[float], best: list[int]) -> str:
+def table_of(quality_model: QualityModel, finished: Finished, scores: list[float], best: list[int]) -> str:
     """Every candidate, the finished ones in the order of their seeds and then the others, as JSON."""
     rows = [
         {"seed": seed, "score": score, "kept": index in best, "dropped_at": None}
-        for index, (seed, score) in enumerate(zip(found.seeds, scores, strict=True))
+        for index, (seed, score) in enumerate(zip(finished.seeds, scores, strict=True))
     ]
     rows += [
-        {"seed": each.seed, "score": each.score, "kept": False, "dropped_at": each.share} for each in found.dropped
+        {"seed": each.seed, "score": each.score, "kept": False, "dropped_at": each.share} for each in finished.dropped
     ]
-    return json.dumps({"model": quality_model.name, "candidates": rows}, indent=1)
+    return to_json({"model": quality_model.name, "candidates": rows})

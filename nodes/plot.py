@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Sequence
-from typing import Any
 
 from PIL import Image, ImageDraw
 
@@ -36,17 +35,6 @@ def _mean(values: Sequence[float]) -> float:
     """Of the samples that have a value: one of a batch may be NaN at every step."""
     finite = [value for value in values if math.isfinite(value)]
     return sum(finite) / len(finite) if finite else math.nan
-
-
-def without_nan(entry: dict[str, Any]) -> dict[str, Any]:
-    """An evaluation as a dictionary with None for what is not finite: JSON has no NaN."""
-
-    def known(value: Any) -> Any:
-        if isinstance(value, tuple):
-            return [known(each) for each in value]
-        return None if isinstance(value, float) and not math.isfinite(value) else value
-
-    return {name: known(value) for name, value in entry.items()}
 
 
 def notice(text: str) -> Image.Image:

@@ -1,5 +1,7 @@
-"""What travels on an IQ_MODEL wire, and scoring with it under ComfyUI's own memory management."""
+"""The value of an IQ_MODEL link, and scoring with it under ComfyUI's own memory management."""
 
+import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,8 +13,10 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from ..images import resize_short_side
-from ..rerank import mean_rank, score_batch
+from ..rerank import equal_sized, mean_rank, score_finite
 from ..rewards import FullReference, Resize, Reward
+
+logger = logging.getLogger(__name__)
 
 IQ_MODEL = io.Custom("IQ_MODEL")
 BYTES_PER_PIXEL = 2000
@@ -77,21 +81,25 @@ def to_pictures(images: Tensor) -> Tensor:
 
 
 def score_images(
-    model: QualityModel, images: Tensor, *, batch_size: int = 8, reference: Tensor | None = None
+    model: QualityModel,
+    images: Tensor | Sequence[Tensor],
+    *,
+    batch_size: int = 8,
+    reference: Tensor | None = None,
 ) -> Tensor:
-    """Score a batch of ComfyUI's IMAGE in chunks.
+    """Score ComfyUI's IMAGE in chunks of one size.
 
     Args:
-        model: of an IQ_MODEL wire.
-        images: (N, H, W, C) in [0, 1].
+        model: of an IQ_MODEL link.
+        images: (N, H, W, C) in [0, 1], or a sequence of N pictures (H, W, C) of any sizes.
         batch_size: of a chunk.
         reference: (1, H, W, C), for models that compare with one.
 
     Returns:
-        (N,) float32 on the CPU; higher is better.
+        (N,) float32 on the CPU; higher is better. NaN where the picture or its score is not finite, which the log says.
 
     Raises:
-        ValueError: there is no picture, a picture or a score is not a number, or the model needs a reference.
+        ValueError: there is no picture, no picture has a score, or the model needs a reference.
     """
     if len(images) == 0:
         raise ValueError("got a batch of no pictures; expected one or more; check the node that made it.")
@@ -99,23 +107,33 @@ def score_images(
         parts = [score_images(each, images, batch_size=batch_size, reference=reference) for each in model.members]
         return mean_rank(*parts)
     reward = model.reward_for(reference)
-    pixels = images.shape[1] * images.shape[2] * min(batch_size, len(images))
+    pixels = max(image.shape[0] * image.shape[1] for image in images) * min(batch_size, len(images))
     comfy.model_management.load_models_gpu(
         model.get_models(), memory_required=pixels * BYTES_PER_PIXEL, force_full_load=True
     )
     device = comfy.model_management.get_torch_device()
     bar = comfy.utils.ProgressBar(len(images))
     scores = []
-    for chunk in images.split(batch_size):
+    for chunk in equal_sized((image[None] for image in images), batch_size):
         comfy.model_management.throw_exception_if_processing_interrupted()
-        if not chunk.isfinite().all():
-            raise ValueError("a picture holds values that are no numbers (NaN); check the node that made it.")
-        scores.append(score_batch(to_pictures(chunk.to(device)), reward))
+        scores.append(score_finite(to_pictures(torch.cat(chunk).to(device)), reward))
         bar.update(len(chunk))
-    scores = torch.cat(scores)
-    if not scores.isfinite().all():
-        raise ValueError(f"{model.name} gave a score that is no number; try precision float32.")
-    return scores
+    return _checked(torch.cat(scores), images, model.name)
+
+
+def _checked(scores: Tensor, images: Sequence[Tensor], name: str) -> Tensor:
+    """The scores, NaN for those that are not finite; the log says how many."""
+    finite = scores.isfinite()
+    if finite.all():
+        return scores
+    without = (~finite).nonzero().flatten().tolist()
+    broken = sum(not images[index].isfinite().all() for index in without)
+    reasons = f"{broken} hold NaN or infinite values (check the node that made them), of {len(without) - broken}"
+    reasons += f" the score by {name} is not a finite number (try precision float32)"
+    if not finite.any():
+        raise ValueError(f"no picture of {len(scores)} has a score: {reasons}.")
+    logger.warning("%d of %d pictures have no score: %s.", len(without), len(scores), reasons)
+    return scores.where(finite, torch.nan)
 
 
 def explain(model: QualityModel, image: Tensor) -> dict[str, dict[str, float]]:

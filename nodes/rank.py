@@ -1,6 +1,7 @@
 """Node: Rank Images."""
 
-import json
+import math
+from collections.abc import Callable
 from typing import Any
 
 from comfy_api.latest import io, ui
@@ -8,12 +9,23 @@ from comfy_execution.graph_utils import ExecutionBlocker
 from torch import Tensor
 
 from ..rerank import best_first
-from .labels import labelled
+from .labels import ranked_labels
 from .quality_model import IQ_MODEL, QualityModel, score_images
-from .select import best_and_rest, select_images, select_latents, select_masks
+from .select import (
+    all_pictures,
+    best_and_rest,
+    select_from_list,
+    select_images,
+    select_latents,
+    select_masks,
+    single,
+)
+from .tables import number, to_json
 from .text import show
 
 NO_LIMIT = -1000.0
+NOTHING = [ExecutionBlocker(None)]
+"""Stops what is connected, silently."""
 
 
 class RankImages(io.ComfyNode):
@@ -28,9 +40,10 @@ class RankImages(io.ComfyNode):
             category="iqguide",
             description="Sort a batch by quality and keep the best, with their latents and masks.",
             search_aliases=["best of n", "pick best", "filter images", "select best", "sort images", "image quality"],
+            is_input_list=True,
             inputs=[
                 IQ_MODEL.Input("quality_model", tooltip="From Load Quality Model."),
-                io.Image.Input("images", tooltip="The candidates, a batch."),
+                io.Image.Input("images", tooltip="The candidates: a batch, or a list of pictures of any sizes."),
                 io.Int.Input(
                     "keep", default=1, min=1, max=4096, tooltip="How many to keep; more than there are is all."
                 ),
@@ -60,12 +73,22 @@ class RankImages(io.ComfyNode):
                 ),
             ],
             outputs=[
-                io.Image.Output("best", tooltip="The pictures that are kept, best first."),
                 io.Image.Output(
-                    "rest", tooltip="All the others, best first; nothing runs behind it if there are none."
+                    "best",
+                    is_output_list=True,
+                    tooltip="The pictures that are kept, best first: a batch, or a list if their sizes differ.",
                 ),
-                io.Latent.Output("best_latents", tooltip="Latents of the kept pictures, with their batch_index."),
-                io.Mask.Output("best_masks", tooltip="Masks of the kept pictures."),
+                io.Image.Output(
+                    "rest",
+                    is_output_list=True,
+                    tooltip="All the others, best first; nothing runs behind it if there are none.",
+                ),
+                io.Latent.Output(
+                    "best_latents",
+                    is_output_list=True,
+                    tooltip="Latents of the kept pictures, with their batch_index.",
+                ),
+                io.Mask.Output("best_masks", is_output_list=True, tooltip="Masks of the kept pictures."),
                 io.Float.Output("scores", is_output_list=True, tooltip="All scores, best first, as a list."),
                 io.Int.Output("indices", is_output_list=True, tooltip="Places in the batch, best first, as a list."),
                 io.String.Output("table", tooltip="JSON: rank, index, score, kept or not."),
@@ -77,46 +100,48 @@ class RankImages(io.ComfyNode):
     @classmethod
     def execute(
         cls,
-        quality_model: QualityModel,
-        images: Tensor,
-        keep: int,
-        min_score: float,
-        batch_size: int,
-        latents: dict[str, Any] | None = None,
-        masks: Tensor | None = None,
-        reference: Tensor | None = None,
+        quality_model: list[QualityModel],
+        images: list[Tensor],
+        keep: list[int],
+        min_score: list[float],
+        batch_size: list[int],
+        latents: list[dict[str, Any]] | None = None,
+        masks: list[Tensor] | None = None,
+        reference: list[Tensor] | None = None,
     ) -> io.NodeOutput:
-        """Rank."""
-        scores = score_images(quality_model, images, batch_size=batch_size, reference=reference)
+        """Rank all pictures of a list together; ComfyUI gives every input as a list."""
+        model, pictures, counts = quality_model[0], all_pictures(images), [len(batch) for batch in images]
+        scores = score_images(model, pictures, batch_size=batch_size[0], reference=single(reference, "reference"))
         order = best_first(scores).tolist()
         scores = scores.tolist()
-        best, rest = best_and_rest(scores, order, keep, min_score)
+        best, rest = best_and_rest(scores, order, keep[0], min_score[0])
         rows = [
             {"rank": rank, "index": index, "score": scores[index], "kept": index in best}
             for rank, index in enumerate(order, 1)
         ]
-        table = json.dumps({"model": quality_model.name, "images": rows}, indent=1)
-        show(cls, f"kept {len(best)} of {len(scores)}, best {scores[order[0]]:.3f}, worst {scores[order[-1]]:.3f}")
-        preview = ui.PreviewImage(
-            select_images(
-                [labelled(images[index], f"#{rank} {scores[index]:.3f}") for rank, index in enumerate(order, 1)],
-                range(len(order)),
-            ),
-            cls=cls,
-        )
-        nothing = ExecutionBlocker(None)
+        table = to_json({"model": model.name, "images": rows})
+        without = sum(not math.isfinite(score) for score in scores)
+        ends = f"best {number(scores[order[0]])}, worst {number(scores[order[-1 - without]])}"
+        show(cls, f"kept {len(best)} of {len(scores)}, {ends}" + (f", {without} without a score" if without else ""))
+        ranked = [scores[index] for index in order]
         return io.NodeOutput(
-            select_images(images, best) if best else nothing,
-            select_images(images, rest) if rest else nothing,
-            select_latents(latents, best, len(images)) if latents is not None and best else _absent(best, "latents"),
-            select_masks(masks, best, len(images)) if masks is not None and best else _absent(best, "masks"),
-            [scores[index] for index in order],
+            select_images(pictures, best) or NOTHING,
+            select_images(pictures, rest) or NOTHING,
+            _selected(latents, select_latents, best, counts, "latents"),
+            _selected(masks, select_masks, best, counts, "masks"),
+            ranked,
             order,
             table,
-            ui=preview,
+            ui=ui.PreviewImage(ranked_labels([pictures[index] for index in order], ranked), cls=cls),
         )
 
 
-def _absent(best: list[int], name: str) -> ExecutionBlocker:
-    """Stops what is connected: silently if nothing was kept, with a message if the input is missing."""
-    return ExecutionBlocker(f"Rank Images has nothing at its input {name}." if best else None)
+def _selected(
+    values: list[Any] | None, select: Callable[..., Any], best: list[int], counts: list[int], name: str
+) -> list[Any]:
+    """What belongs to the best; or stops what is connected, with a message if it is for a missing input."""
+    if not best:
+        return NOTHING
+    if not values:
+        return [ExecutionBlocker(f"Rank Images has nothing at its input {name}.")]
+    return select_from_list(values, select, best, counts)

@@ -1,6 +1,5 @@
 """Node: Guidance Report."""
 
-import json
 from dataclasses import asdict
 from typing import Any
 
@@ -10,7 +9,8 @@ from comfy_api.latest import io, ui
 
 from ..guidance.comfy.patch import patches_of
 from ..images import to_tensor
-from .plot import draw_log, notice, without_nan
+from .plot import draw_log, notice
+from .tables import to_json
 from .text import show
 
 
@@ -55,8 +55,7 @@ class GuidanceReport(io.ComfyNode):
         changed = [sum(entry.skipped is None for entry in log) for log in logs]
         show(cls, "; ".join(f"changed {count} of {len(log)} steps" for count, log in zip(changed, logs, strict=True)))
         plots = torch.cat([to_tensor(draw_log(log)).movedim(1, -1) for log in logs])
-        entries = [[without_nan(asdict(entry)) for entry in log] for log in logs]
-        text = json.dumps(entries, indent=1, allow_nan=False)
+        text = to_json([[asdict(entry) for entry in log] for log in logs])
         return io.NodeOutput(plots, text, ui=ui.PreviewImage(plots, cls=cls))
 
     @classmethod

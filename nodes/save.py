@@ -2,6 +2,7 @@
 
 import csv
 import json
+import math
 import os
 from collections.abc import Mapping
 from typing import Any
@@ -14,6 +15,7 @@ from torch import Tensor
 from ..images import save_image
 from .naming import picture_names, table_name
 from .quality_model import IQ_MODEL, QualityModel, score_images, to_pictures
+from .select import all_pictures, single
 from .text import show, summary
 
 COLUMNS = ("file", "score", "model")
@@ -41,9 +43,10 @@ class ScoreAndSave(io.ComfyNode):
             category="iqguide",
             description="Save pictures as PNG with their scores in the metadata, and add the scores to a CSV.",
             search_aliases=["save image", "score metadata", "csv", "image quality"],
+            is_input_list=True,
             inputs=[
                 IQ_MODEL.Input("quality_model", tooltip="From Load Quality Model."),
-                io.Image.Input("images", tooltip="A batch."),
+                io.Image.Input("images", tooltip="A batch, or a list of pictures of any sizes."),
                 io.String.Input(
                     "filename_prefix",
                     default="iqguide",
@@ -71,29 +74,33 @@ class ScoreAndSave(io.ComfyNode):
     @classmethod
     def execute(
         cls,
-        quality_model: QualityModel,
-        images: Tensor,
-        filename_prefix: str,
-        batch_size: int,
-        reference: Tensor | None = None,
+        quality_model: list[QualityModel],
+        images: list[Tensor],
+        filename_prefix: list[str],
+        batch_size: list[int],
+        reference: list[Tensor] | None = None,
     ) -> io.NodeOutput:
-        """Score, then save."""
-        scores = score_images(quality_model, images, batch_size=batch_size, reference=reference).tolist()
-        height, width = images.shape[1:3]
+        """Score all pictures of a list together, then save; ComfyUI gives every input as a list."""
+        model, pictures = quality_model[0], all_pictures(images)
+        scores = score_images(model, pictures, batch_size=batch_size[0], reference=single(reference, "reference"))
+        scores = scores.tolist()
+        height, width = pictures[0].shape[:2]
         folder, name, counter, subfolder, _ = folder_paths.get_save_image_path(
-            filename_prefix, folder_paths.get_output_directory(), width, height
+            filename_prefix[0], folder_paths.get_output_directory(), width, height
         )
         names, rows = picture_names(folder, name, counter, len(scores)), []
-        for file, picture, score in zip(names, to_pictures(images), scores, strict=True):
-            save_image(picture, os.path.join(folder, file), cls._metadata(quality_model.name, score))
-            rows.append({"file": file, "score": score, "model": quality_model.name})
+        for file, picture, score in zip(names, pictures, scores, strict=True):
+            known = score if math.isfinite(score) else None
+            image = to_pictures(picture[None].nan_to_num(0.0))[0]
+            save_image(image, os.path.join(folder, file), cls._metadata(model.name, known))
+            rows.append({"file": file, "score": known, "model": model.name})
         append_rows(os.path.join(folder, table_name(name)), rows)
         show(cls, summary(scores))
         saved = [ui.SavedResult(row["file"], subfolder, io.FolderType.output) for row in rows]
         return io.NodeOutput(scores, ui=ui.SavedImages(saved))
 
     @classmethod
-    def _metadata(cls, model: str, score: float) -> dict[str, str]:
+    def _metadata(cls, model: str, score: float | None) -> dict[str, str]:
         metadata = {"iqguide": json.dumps({"model": model, "score": score})}
         if args.disable_metadata:
             return metadata

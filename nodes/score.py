@@ -1,11 +1,13 @@
 """Node: Score Images."""
 
-import json
+import math
 
 from comfy_api.latest import io
 from torch import Tensor
 
 from .quality_model import IQ_MODEL, QualityModel, explain, score_images
+from .select import all_pictures, single
+from .tables import to_json
 from .text import show, summary
 
 
@@ -21,9 +23,10 @@ class ScoreImages(io.ComfyNode):
             category="iqguide",
             description="Score every picture of a batch. Higher is better; 0 to 1 for the models of this pack.",
             search_aliases=["image quality", "iqa", "rate images", "aesthetic score"],
+            is_input_list=True,
             inputs=[
                 IQ_MODEL.Input("quality_model", tooltip="From Load Quality Model."),
-                io.Image.Input("images", tooltip="A batch of any size."),
+                io.Image.Input("images", tooltip="A batch, or a list of pictures of any sizes."),
                 io.Image.Input(
                     "reference",
                     optional=True,
@@ -49,15 +52,21 @@ class ScoreImages(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, quality_model: QualityModel, images: Tensor, batch_size: int, reference: Tensor | None = None
+        cls,
+        quality_model: list[QualityModel],
+        images: list[Tensor],
+        batch_size: list[int],
+        reference: list[Tensor] | None = None,
     ) -> io.NodeOutput:
-        """Score."""
-        scores = score_images(quality_model, images, batch_size=batch_size, reference=reference).tolist()
+        """Score all pictures of a list together; ComfyUI gives every input as a list."""
+        model, pictures = quality_model[0], all_pictures(images)
+        scores = score_images(model, pictures, batch_size=batch_size[0], reference=single(reference, "reference"))
+        mean, scores = float(scores.nanmean()), scores.tolist()
         rows = [{"index": index, "score": score} for index, score in enumerate(scores)]
-        for row, image in zip(rows, images, strict=True):
-            parts = explain(quality_model, image)
+        for row, image in zip(rows, pictures, strict=True):
+            parts = explain(model, image) if math.isfinite(row["score"]) else {}
             if parts:
                 row["parts"] = parts
-        table = json.dumps({"model": quality_model.name, "images": rows}, indent=1)
+        table = to_json({"model": model.name, "images": rows})
         show(cls, summary(scores))
-        return io.NodeOutput(scores, sum(scores) / len(scores), table, ui={"text": [table]})
+        return io.NodeOutput(scores, mean, table, ui={"text": [table]})

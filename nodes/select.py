@@ -1,6 +1,6 @@
 """Some samples of ComfyUI's LATENT, MASK and IMAGE batches. Knows no host."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -55,6 +55,62 @@ def best_and_rest(
     return best, [index for index in order if index not in best]
 
 
-def select_images(images: Tensor, indices: Sequence[int]) -> Tensor:
-    """Some pictures of a batch (N, H, W, C), in the order given."""
-    return torch.stack([images[index] for index in indices])
+def select_images(images: Sequence[Tensor], indices: Sequence[int]) -> list[Tensor]:
+    """Some of the pictures (H, W, C), in the order given: one IMAGE (N, H, W, C), or one a picture if sizes differ."""
+    chosen = [images[index] for index in indices]
+    if len({image.shape for image in chosen}) == 1:
+        return [torch.stack(chosen)]
+    return [image[None] for image in chosen]
+
+
+def all_pictures(batches: Sequence[Tensor]) -> list[Tensor]:
+    """The pictures (H, W, C) of a list of IMAGE batches (N, H, W, C), one after the other.
+
+    Raises:
+        ValueError: something is not an IMAGE.
+    """
+    for batch in batches:
+        if batch.ndim != 4 or batch.shape[-1] not in (1, 3, 4):
+            raise ValueError(f"got an image of shape {tuple(batch.shape)}; expected (N, height, width, 1, 3 or 4).")
+    return [picture.expand(*picture.shape[:2], max(picture.shape[2], 3)) for batch in batches for picture in batch]
+
+
+def select_from_list(
+    values: Sequence[Any],
+    select: Callable[[Any, Sequence[int], int], Any],
+    indices: Sequence[int],
+    counts: Sequence[int],
+) -> list[Any]:
+    """What belongs to some of the pictures of a list of batches.
+
+    Args:
+        values: LATENTs or MASKs: one for all pictures together, or one for each batch.
+        select: `select_latents` or `select_masks`.
+        indices: of the pictures, over all batches.
+        counts: pictures in each batch.
+
+    Returns:
+        One value for all the pictures, or one for each of them.
+
+    Raises:
+        ValueError: there is neither one value nor one for each batch.
+    """
+    if len(values) == 1:
+        return [select(values[0], indices, sum(counts))]
+    if len(values) != len(counts):
+        raise ValueError(f"got a list of {len(values)} for a list of {len(counts)} images; expected one for each.")
+    places = [(batch, index) for batch, count in enumerate(counts) for index in range(count)]
+    return [select(values[batch], [index], counts[batch]) for batch, index in (places[i] for i in indices)]
+
+
+def single(values: Sequence[Any] | None, name: str) -> Any | None:
+    """The one value of an optional input that ComfyUI gives as a list; None where nothing is connected.
+
+    Raises:
+        ValueError: there are several.
+    """
+    if not values:
+        return None
+    if len(values) > 1:
+        raise ValueError(f"got a list of {len(values)} at {name}; expected one for all pictures.")
+    return values[0]

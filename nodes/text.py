@@ -3,6 +3,8 @@
 from comfy_api.latest import io
 from server import PromptServer
 
+from .tables import number
+
 
 def show(cls: type[io.ComfyNode], text: str) -> None:
     """Write on the node; in both of ComfyUI's renderers, without any JavaScript. Nothing where there is no server."""
@@ -12,5 +14,5 @@ def show(cls: type[io.ComfyNode], text: str) -> None:
 
 def summary(scores: list[float]) -> str:
     """Scores in one line, at most eight of them."""
-    shown = ", ".join(f"{score:.3f}" for score in scores[:8])
+    shown = ", ".join(map(number, scores[:8]))
     return shown + (f", … ({len(scores)} in all)" if len(scores) > 8 else "")

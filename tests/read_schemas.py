@@ -59,6 +59,7 @@ def as_plain(node):
         "category": schema.category,
         "description": schema.description,
         "search_aliases": schema.search_aliases,
+        "is_input_list": schema.is_input_list,
         "is_output_node": schema.is_output_node,
         "validates": check.args[1:] if check else [],
         "validates_any": check is not None and check.varkw is not None,

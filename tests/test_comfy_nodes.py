@@ -63,8 +63,20 @@ def levels(*values, size=40):
 
 
 def run(node, *args, **kwargs):
+    """One value at each input, as a list where the node takes lists; of Rank Images the one value at each output."""
+    if node.INPUT_IS_LIST:
+        args, kwargs = [[value] for value in args], {name: [value] for name, value in kwargs.items()}
     with torch.inference_mode():
-        return node.execute(*args, **kwargs).result
+        result = node.execute(*args, **kwargs).result
+    if node.__name__ == "RankImages":
+        assert all(len(output) == 1 for output in result[:4])
+        return [output[0] for output in result[:4]] + list(result[4:])
+    return result
+
+
+def run_list(node, model, images, *settings, **lists):
+    with torch.inference_mode():
+        return node.execute([model], images, *([value] for value in settings), **lists).result
 
 
 def test_scores_are_those_of_the_library(pack, quality):
@@ -98,11 +110,84 @@ def test_comfyui_manages_the_memory_of_the_model(pack, quality):
     assert quality.get_models() == [quality.patcher]
 
 
-def test_pictures_that_are_no_numbers_are_refused(pack, brightness):
-    images = levels(0.5, 0.6)
+@pytest.mark.parametrize("batch_size", [1, 8])
+def test_a_picture_that_is_no_numbers_has_no_score_and_the_others_have(batch_size, pack, brightness, caplog):
+    images = levels(0.5, 0.6, 0.7)
     images[1, 3, 3, 0] = math.nan
-    with pytest.raises(ValueError, match="NaN"):
-        run(pack.ScoreImages, brightness, images, 8)
+    scores, mean, table = run(pack.ScoreImages, brightness, images, batch_size)
+    assert [scores[0], scores[2], mean] == pytest.approx([0.5, 0.7, 0.6])
+    assert math.isnan(scores[1])
+    assert json.loads(table)["images"][1]["score"] is None
+    assert "1 of 3 pictures have no score" in caplog.text
+    with pytest.raises(ValueError, match="no picture of 1 has a score: 1 hold NaN"):
+        run(pack.ScoreImages, brightness, images[1:2], batch_size)
+    broken = pack.QualityModel("broken", lambda x: x.mean((1, 2, 3)) * math.nan, brightness.patchers)
+    with pytest.raises(ValueError, match=r"no picture of 3 .* of 2 the score by broken"):
+        run(pack.ScoreImages, broken, images, batch_size)
+
+
+def test_a_broken_picture_is_ranked_last_and_never_kept(pack, brightness):
+    images = levels(0.5, 0.6, 0.7)
+    images[1] = math.nan
+    best, rest, *_, scores, indices, table = run(pack.RankImages, brightness, images, 3, -1000.0, 8)
+    assert torch.equal(best, images[[2, 0]])
+    assert len(rest) == 1
+    assert indices == [2, 0, 1]
+    assert [row["kept"] for row in json.loads(table)["images"]] == [True, True, False]
+
+
+def mixed():
+    """Five pictures of two sizes as a list, the last two of them as one batch."""
+    return [levels(0.2), levels(0.8, size=64), levels(0.5), levels(0.6, 0.4)]
+
+
+def test_a_list_of_mixed_sizes_is_ranked_as_one_job(pack, brightness):
+    latents = [{"samples": torch.full((len(batch), 4, 5, 6), batch.mean().item())} for batch in mixed()]
+    best, rest, chosen, masks, scores, indices, _ = run_list(
+        pack.RankImages, brightness, mixed(), 2, -1000.0, 8, latents=latents, masks=[torch.ones(1, 8, 8)]
+    )
+    assert indices == [1, 3, 2, 4, 0]
+    assert scores == pytest.approx([0.8, 0.6, 0.5, 0.4, 0.2])
+    assert [tuple(image.shape) for image in best] == [(1, 64, 72, 3), (1, 40, 48, 3)]
+    assert [tuple(image.shape) for image in rest] == [(3, 40, 48, 3)]
+    assert [latent["samples"].shape[0] for latent in chosen] == [1, 1]
+    assert chosen[0]["samples"].mean() == pytest.approx(0.8)
+    assert len(masks) == 1
+    with pytest.raises(ValueError, match="a list of 2 for a list of 4 images"):
+        run_list(pack.RankImages, brightness, mixed(), 2, -1000.0, 8, latents=latents[:2])
+    with pytest.raises(ValueError, match="a list of 2 at reference"):
+        run_list(pack.RankImages, brightness, mixed(), 2, -1000.0, 8, reference=mixed()[:2])
+
+
+def test_a_list_of_mixed_sizes_is_scored_as_one_job(pack, brightness):
+    scores, mean, table = run_list(pack.ScoreImages, brightness, mixed(), 8)
+    assert scores == pytest.approx([0.2, 0.8, 0.5, 0.6, 0.4])
+    assert mean == pytest.approx(0.5)
+    assert [row["index"] for row in json.loads(table)["images"]] == list(range(5))
+    with pytest.raises(ValueError, match=r"shape \(8, 8, 3\); expected"):
+        run_list(pack.ScoreImages, brightness, [torch.rand(8, 8, 3)], 8)
+    assert run_list(pack.ScoreImages, brightness, [levels(0.3)[..., :1]], 8)[0] == pytest.approx([0.3])  # grey
+
+
+def test_a_list_of_mixed_sizes_is_saved_as_one_job(pack, brightness, monkeypatch, tmp_path):
+    import folder_paths
+
+    monkeypatch.setattr(folder_paths, "output_directory", str(tmp_path))
+    hidden = type("H", (), {"prompt": None, "extra_pnginfo": None, "unique_id": None})
+    monkeypatch.setattr(pack.ScoreAndSave, "hidden", hidden)
+    images = mixed()
+    images[2][:, 3, 3] = math.nan
+    (scores,) = run_list(pack.ScoreAndSave, brightness, images, "list", 8)
+    assert scores[:2] == pytest.approx([0.2, 0.8])
+    with open(tmp_path / "list.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["file"] for row in rows] == [f"list_0000{number}_.png" for number in range(1, 6)]
+    assert [row["score"] != "" for row in rows] == [True, True, False, True, True]
+    sizes = []
+    for row in rows:
+        with Image.open(tmp_path / row["file"]) as picture:
+            sizes.append(picture.size)
+    assert sizes == [(48, 40), (72, 64), (48, 40), (48, 40), (48, 40)]
 
 
 def test_alpha_and_overshoot_do_not_count(pack, brightness):
@@ -382,6 +467,31 @@ def test_without_dropping_the_best_are_those_of_all(pack, brightness, tiny):
     assert len(rows) == 5
     assert (scores[0], seeds[0]) == max((row["score"], row["seed"]) for row in rows)
     assert len(best_of(pack, model, brightness, tiny, vae, keep=9)[3]) == 5
+
+
+@pytest.mark.parametrize("drop_at", ["", "0.5"])
+def test_one_candidate_without_a_score_does_not_end_the_search(drop_at, pack, brightness, tiny):
+    model, vae = tiny.v_model(), tiny.taesd_vae()
+    sound = best_of(pack, model, brightness, tiny, vae, drop_at=drop_at, keep=1)
+    calls = []
+
+    def breaks(images):
+        calls.append(len(images))
+        scores = images.mean((1, 2, 3))
+        scores[0] = math.nan if len(calls) == 1 else scores[0]  # the first candidate, at the first look
+        return scores
+
+    broken = pack.QualityModel("breaks", breaks, brightness.patchers)
+    _, images, scores, seeds, table = best_of(pack, model, broken, tiny, vae, drop_at=drop_at, keep=5)
+    rows = {row["seed"]: row for row in json.loads(table)["candidates"]}
+    assert 11 not in seeds
+    assert rows[11]["score"] is None
+    assert len(seeds) == len(images) == 4
+    assert all(map(math.isfinite, scores))
+    assert sound[3][0] in seeds or sound[3][0] == 11
+    none = pack.QualityModel("none", lambda images: images.mean((1, 2, 3)) * math.nan, brightness.patchers)
+    with pytest.raises(ValueError, match="the score by none is not a finite number"):
+        best_of(pack, model, none, tiny, vae, drop_at=drop_at)
 
 
 def test_unfinished_candidates_are_seen_through_a_tiny_decoder(pack, brightness, tiny, monkeypatch, tmp_path):

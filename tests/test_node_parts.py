@@ -1,5 +1,6 @@
 """The parts of the ComfyUI nodes that need no ComfyUI: picking, labelling, plotting."""
 
+import json
 import math
 
 import pytest
@@ -19,9 +20,9 @@ from iqguide.nodes.plot import (
     draw_log,
     line_plot,
     notice,
-    without_nan,
 )
 from iqguide.nodes.select import best_and_rest, select_images, select_latents, select_masks
+from iqguide.nodes.tables import number, to_json
 
 
 def test_latents_keep_what_makes_their_noise_again():
@@ -71,7 +72,8 @@ def test_a_label_covers_a_corner_only():
 
 def test_stack_keeps_the_order():
     images = torch.arange(3.0).reshape(3, 1, 1, 1)
-    assert select_images(images, [2, 0]).flatten().tolist() == [2, 0]
+    (batch,) = select_images(images, [2, 0])
+    assert batch.flatten().tolist() == [2, 0]
 
 
 def test_a_rising_line_rises():
@@ -122,7 +124,31 @@ def test_a_log_with_scores_that_are_no_numbers_is_drawn_without_them():
 def test_a_log_has_null_for_what_is_no_number():
     entry = {"index": 3, "skipped": None, "weight": math.inf, "score_before": (0.5, math.nan), "change": ()}
     expected = {"index": 3, "skipped": None, "weight": None, "score_before": [0.5, None], "change": []}
-    assert without_nan(entry) == expected
+    assert json.loads(to_json([entry])) == [expected]
+
+
+@pytest.mark.parametrize(
+    ("score", "text"),
+    [
+        (0.8314, "0.831"),
+        (-1.25, "-1.250"),
+        (0.0, "0.000"),
+        (0.00231, "0.0023"),
+        (1.2e-7, "1.2e-07"),
+        (math.nan, "no score"),
+    ],
+)
+def test_weak_scores_keep_their_digits(score, text):
+    assert number(score) == text
+
+
+@pytest.mark.parametrize("side", [64, 512, 1024])
+def test_labels_grow_with_the_picture(side):
+    """At least 2 % of the side high, and inside the picture."""
+    shown = labelled(torch.ones(side, side, 3), "#1 0.123")
+    rows = (shown < 0.5).all(-1).any(1).nonzero().flatten()  # the black box
+    assert rows.max() - rows.min() > max(side * 0.04, 8)
+    assert rows.max() < side / 2
 
 
 def test_a_notice_can_be_read():

@@ -71,6 +71,7 @@ class Schema:
     hidden: list = field(default_factory=list)
     description: str = ""
     search_aliases: list = field(default_factory=list)
+    is_input_list: bool = False
     is_output_node: bool = False
     is_experimental: bool = False
     not_idempotent: bool = False
