@@ -21,6 +21,8 @@ from .seed import fixed_seed
 from .weights import COUNTER, load_strict, read_weights
 
 FILENAME = "model.safetensors"
+SPREADS = ("margin_std", "pooled_std", "score_scale")
+"""Buffers of calibration that divide, or that a margin is multiplied by."""
 
 
 class HubModel(PyTorchModelHubMixin, library_name="iqguide", tags=["image-quality-assessment"]):
@@ -70,6 +72,7 @@ class HubModel(PyTorchModelHubMixin, library_name="iqguide", tags=["image-qualit
         with fixed_seed(0):
             model = cls()
         load_strict(model, tensors, path)
+        check_spreads(model, path)
         return model
 
     def saved_tensors(self) -> dict[str, Tensor]:
@@ -151,13 +154,26 @@ def read_saved(path: str | os.PathLike[str], kind: str) -> tuple[dict[str, Tenso
     """
     tensors, metadata = read_weights(path)
     try:
-        config = dict(json.loads(metadata.get("config", "{}")))
-    except (ValueError, TypeError, RecursionError) as error:
+        config = json.loads(metadata.get("config", "{}"))
+    except (ValueError, RecursionError) as error:
         raise bad_config(path, error) from error
+    if not isinstance(config, dict):
+        raise bad_config(path, "no object")
     holds = config.pop("model", kind)
     if holds != kind:
         raise WeightsError(f"{path} holds a {holds}; expected a {kind}: use {holds}.from_pretrained.")
     return tensors, config
+
+
+def check_spreads(model: nn.Module, path: str | os.PathLike[str]) -> None:
+    """Refuse a model whose calibration is upside down or without a spread: its order or its numbers would be wrong.
+
+    Raises:
+        WeightsError: a spread or a scale is not positive.
+    """
+    for name, buffer in model.named_buffers(recurse=False):
+        if name in SPREADS and not (buffer > 0).all():
+            raise WeightsError(f"{path} holds {buffer.min():g} in {name}; expected positive numbers: it is damaged.")
 
 
 def bad_config(path: str | os.PathLike[str], reason: object) -> WeightsError:
