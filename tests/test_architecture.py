@@ -23,7 +23,7 @@ TABLE = {
         {"errors"},
         {"torch", "numpy", "safetensors", "huggingface_hub", "open_clip", "timm", "transformers", "tqdm", "xformers"},
     ),
-    "guidance": (set(), {"torch"}),
+    "guidance": ({"rewards"}, {"torch"}),
     "guidance.diffusers": ({"guidance"}, {"torch", "diffusers"}),
     "guidance.comfy": ({"guidance"}, {"torch", "comfy", "folder_paths"}),
     "search": (
