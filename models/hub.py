@@ -11,12 +11,13 @@ from typing import Any
 import torch
 from huggingface_hub import PyTorchModelHubMixin, hf_hub_download
 from huggingface_hub.utils import LocalEntryNotFoundError
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ..errors import WeightsError, written_whole
 from .cache import is_offline
+from .catalog import MODELS, ModelSpec
 from .seed import fixed_seed
 from .weights import COUNTER, load_strict, read_weights
 
@@ -36,6 +37,9 @@ class HubModel(PyTorchModelHubMixin, library_name="iqguide", tags=["image-qualit
     A class says with `saved_tensors` and `saved_config` what is written, and with `load` how it is read.
     """
 
+    spec: ModelSpec | None = None
+    """What the catalog says of the model; None for one that `create_model` has not made."""
+
     def save(self, path: str | os.PathLike[str], metadata: Mapping[str, str] | None = None) -> None:
         """Write a file that `load` and `create_model(name, weights=path)` read: the whole file, or nothing.
 
@@ -46,13 +50,17 @@ class HubModel(PyTorchModelHubMixin, library_name="iqguide", tags=["image-qualit
         Raises:
             OSError: the file cannot be written; a former file of that name is still there.
         """
-        config = json.dumps({"model": type(self).__name__, **self.saved_config()})
+        config = json.dumps({"model": type(self).__name__, **self._named(), **self.saved_config()})
         tensors = {name: tensor.contiguous().cpu() for name, tensor in self.saved_tensors().items()}
         try:
             with written_whole(path) as unfinished:
                 save_file(tensors, unfinished, {**(metadata or {}), "config": config})
         except SafetensorError as error:  # what safetensors raises for a full disk
             raise OSError(f"cannot write {path}: {error}; free some space or choose another folder.") from error
+
+    def _named(self) -> dict[str, str]:
+        """The name in the catalog, where `create_model` made the model: its working size goes by it."""
+        return {} if self.spec is None else {"name": self.spec.name}
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> nn.Module:
@@ -127,7 +135,10 @@ class HubModel(PyTorchModelHubMixin, library_name="iqguide", tags=["image-qualit
             known = ("revision", "cache_dir", "force_download", "token", "local_files_only")
             path = Path(hf_hub_download(model_id, FILENAME, **{name: options[name] for name in known}))
         with torch.inference_mode(False), torch.device("cpu"):
-            return cls.load(path).to(map_location).eval().requires_grad_(False)
+            model = cls.load(path).to(map_location).eval().requires_grad_(False)
+            with safe_open(path, "pt") as file:
+                model.spec = MODELS.get(json.loads(file.metadata()["config"]).get("name"))
+            return model
 
 
 def save_model(model: nn.Module, path: str | os.PathLike[str], metadata: Mapping[str, str] | None = None) -> None:
@@ -160,6 +171,7 @@ def read_saved(path: str | os.PathLike[str], kind: str) -> tuple[dict[str, Tenso
     if not isinstance(config, dict):
         raise bad_config(path, "no object")
     holds = config.pop("model", kind)
+    config.pop("name", None)  # of the catalog
     if holds != kind:
         raise WeightsError(f"{path} holds a {holds}; expected a {kind}: use {holds}.from_pretrained.")
     return tensors, config
