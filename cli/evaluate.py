@@ -47,8 +47,9 @@ def run_evaluate(options: argparse.Namespace) -> int:
         samples = [replace(sample, group=f"alike {group}") for sample, group in zip(samples, groups, strict=True)]
     model = load_named(options.model, options.weights, device)
     size = chosen_size(model, options.size)
-    reward = at_working_size(model) if options.size is None else model
-    scores = score_samples(reward, samples, size, device, MODELS[names[0]].full_reference)
+    compares = MODELS[names[0]].full_reference
+    reward = model if compares or options.size is not None else at_working_size(model)
+    scores = score_samples(reward, samples, size, device, compares)
     if not talks:
         return OK
     figures = summarise(samples, scores, options.split, options.bootstrap)

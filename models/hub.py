@@ -137,7 +137,7 @@ class HubModel(PyTorchModelHubMixin, library_name="iqguide", tags=["image-qualit
         with torch.inference_mode(False), torch.device("cpu"):
             model = cls.load(path).to(map_location).eval().requires_grad_(False)
             with safe_open(path, "pt") as file:
-                model.spec = MODELS.get(json.loads(file.metadata()["config"]).get("name"))
+                model.spec = MODELS.get(json.loads((file.metadata() or {}).get("config", "{}")).get("name"))
             return model
 
 
