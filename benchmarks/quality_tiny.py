@@ -57,7 +57,7 @@ def fitted(model: Tiny, seen: dict[str, Tensor], known: Pictures, number: int, s
 
 @torch.no_grad()
 def judged(model: Tiny, statistics: Tensor) -> np.ndarray:
-    return model._head(statistics).squeeze(1).numpy().astype(np.float64)
+    return model.judge(statistics).numpy().astype(np.float64)
 
 
 def run(

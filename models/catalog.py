@@ -32,9 +32,7 @@ class ModelSpec:
     paper: str | None = None
     """Where the method is described."""
     native_size: int | None = None
-    """Short side in px to which larger pictures are reduced before scoring; models resize nothing themselves."""
-    least_size: int | None = None
-    """Short side in px to which smaller pictures are enlarged before scoring, by measurement: see docs/models.md."""
+    """Short side in px to which large pictures are best reduced before scoring; models resize nothing themselves."""
     min_side: int = 32
     """Smallest height or width in px."""
     score_range: tuple[float, float] = (0.0, 1.0)
@@ -57,13 +55,20 @@ NC, NC_SA = (f"{licence} 4.0 (non-commercial use only)" for licence in ("CC BY-N
 QUALICLIP_PAPER, CLIPIQA_PAPER = "https://arxiv.org/abs/2403.11176", "https://arxiv.org/abs/2207.12396"
 BPCLIP_PAPER = "https://arxiv.org/abs/2506.17969"
 
+LITE = ModelSpec(
+    name="lite",
+    summary="EfficientNet-Lite0 fine-tuned on people's scores and on degradations; scores, ranks and judges",
+    licence="Apache-2.0",
+    filename="lite.safetensors",
+    native_size=512,
+    trained=False,
+)
 TINY = ModelSpec(
     name="tiny",
     summary="small network that comes with the package; trained for guidance as well as for scoring",
     licence="Apache-2.0",
     filename="tiny.safetensors",
     native_size=512,
-    least_size=128,
     megabytes=4,
 )
 QUALICLIP = ModelSpec(
@@ -138,6 +143,7 @@ def _bpclip(name: str, summary: str, **options: Any) -> ModelSpec:
 MODELS: dict[str, ModelSpec] = {
     spec.name: spec
     for spec in (
+        LITE,
         TINY,
         QUALICLIP,
         CLIPIQA,
@@ -186,7 +192,6 @@ MODELS: dict[str, ModelSpec] = {
             "bpclip at a size that trains on a desktop: half-width ResNet-18, 5 million parameters",
             licence="Apache-2.0",
             native_size=512,
-            least_size=96,
             megabytes=10,
         ),
     )

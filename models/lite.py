@@ -41,12 +41,16 @@ class Lite(nn.Module, HubModel):
 
     def pooled(self, images: Tensor) -> Tensor:
         """Mean and spread over the picture of tone, colour and all stages, (N, 1644), float32 or better; see `raw`."""
+        return self.seen(images)[0]
+
+    def seen(self, images: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """`pooled` and the maps behind it: of the stem and of the stages, from fine to coarse."""
         check_shape(images)
         dtype = working_dtype(self.trunk.stem[0].conv.weight.dtype)
         maps = self.trunk(images)
         with torch.autocast(images.device.type, enabled=False):
             planes = [tone_and_colour(images.to(dtype)), *(plane.to(dtype) for plane in maps)]
-            return torch.cat([mean_and_spread(plane) for plane in planes], 1)
+            return torch.cat([mean_and_spread(plane) for plane in planes], 1), maps
 
     def raw(self, images: Tensor) -> Tensor:
         """The head's own output before calibration, what training works on.
@@ -71,7 +75,7 @@ class Lite(nn.Module, HubModel):
         for layer in self.head:
             linear = isinstance(layer, nn.Linear)
             x = F.linear(x, layer.weight.to(x), layer.bias.to(x)) if linear else layer(x)
-        return x.squeeze(1)
+        return x.squeeze(-1)
 
     def margin(self, images: Tensor) -> Tensor:
         """Unsaturated score (N,) in standard deviations over clean photographs; see the class."""

@@ -82,28 +82,32 @@ class Tiny(nn.Module, HubModel):
         """
         pooled = self.pooled(images)
         with torch.autocast(images.device.type, enabled=False):
-            return self._head(pooled).squeeze(1)
+            return self.judge(pooled)
 
     def pooled(self, images: Tensor) -> Tensor:
         """Mean and spread over the picture of tone, colour and all stages, (N, 668), float32 or better; see `raw`."""
+        return self.seen(images)[0]
+
+    def seen(self, images: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """`pooled` and the maps behind it, of the four stages."""
         check_shape(images)
         x = images.to(self.stages[0][0].weight.dtype) * 2 - 1
         dtype = working_dtype(x.dtype)
-        with torch.autocast(images.device.type, enabled=False):
-            planes = [tone_and_colour(images.to(dtype))]
+        maps = []
         for stage in self.stages:
             x = stage(x)
-            planes.append(x)
+            maps.append(x)
         with torch.autocast(images.device.type, enabled=False):
-            return torch.cat([mean_and_spread(plane.to(dtype)) for plane in planes], 1)
+            planes = [tone_and_colour(images.to(dtype)), *(plane.to(dtype) for plane in maps)]
+            return torch.cat([mean_and_spread(plane) for plane in planes], 1), maps
 
-    def _head(self, pooled: Tensor) -> Tensor:
-        """Standardised statistics through the small head, in the statistics' dtype whatever that of the rest."""
+    def judge(self, pooled: Tensor) -> Tensor:
+        """`raw` (N,) of statistics (N, 668), in their dtype whatever that of the rest."""
         x = (pooled - self.pooled_mean.to(pooled)) / self.pooled_std.to(pooled)
         for layer in self.head:
             linear = isinstance(layer, nn.Linear)
             x = F.linear(x, layer.weight.to(x), layer.bias.to(x)) if linear else layer(x)
-        return x
+        return x.squeeze(-1)
 
     @torch.no_grad()
     def standardise(self, pooled: Tensor) -> None:

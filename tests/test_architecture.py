@@ -15,9 +15,7 @@ PACKAGES = ("pictures", "models", "guidance", "search", "nodes", "training", "cl
 TABLE = {
     "errors": (set(), set()),
     "pictures": ({"errors"}, {"numpy", "PIL", "pillow_heif", "pillow_jxl"}),
-    "spreadsheets": (set(), set()),
-    "resize": ({"errors", "pictures"}, {"torch"}),
-    "images": ({"errors", "pictures", "resize"}, {"torch", "numpy", "PIL"}),
+    "images": ({"errors", "pictures"}, {"torch", "numpy", "PIL"}),
     "charts": (set(), {"PIL"}),
     "rewards": ({"images"}, {"torch"}),
     "rerank": ({"images", "rewards"}, {"torch", "numpy", "PIL", "tqdm"}),
@@ -25,7 +23,7 @@ TABLE = {
         {"errors"},
         {"torch", "numpy", "safetensors", "huggingface_hub", "open_clip", "timm", "transformers", "tqdm", "xformers"},
     ),
-    "guidance": ({"rewards"}, {"torch"}),
+    "guidance": (set(), {"torch"}),
     "guidance.diffusers": ({"guidance"}, {"torch", "diffusers"}),
     "guidance.comfy": ({"guidance"}, {"torch", "comfy", "folder_paths"}),
     "search": (
@@ -40,7 +38,7 @@ TABLE = {
     "search.result": ({"rerank"}, {"torch"}),  # the same
     "nodes": (
         {
-            *{"images", "spreadsheets", "rewards", "rerank", "models", "guidance", "guidance.comfy"},
+            *{"images", "rewards", "rerank", "models", "guidance", "guidance.comfy"},
             *{"search.comfy", "search.halving", "search.result"},
         },
         {"torch", "PIL", "comfy", "comfy_api", "comfy_execution", "folder_paths", "server"},

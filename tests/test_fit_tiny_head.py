@@ -79,9 +79,9 @@ def test_a_fitted_head_says_what_the_statistics_say():
         scored[:0], labels[:0],
     )  # fmt: skip
     fit_tiny_head.fit(model, known, settings, "cpu")
-    fresh = model._head(ladders[150:, :6]).squeeze(2)
+    fresh = model.judge(ladders[150:, :6])
     assert spearmanr(fresh.flatten(), -severities[150:].flatten())[0] > 0.9
-    assert spearmanr(model._head(scored[200:]).squeeze(1), labels[200:])[0] > 0.9
+    assert spearmanr(model.judge(scored[200:]), labels[200:])[0] > 0.9
 
 
 def test_a_second_opinion_is_learnt_where_people_were_not_asked():
@@ -108,7 +108,7 @@ def test_a_second_opinion_is_learnt_where_people_were_not_asked():
         fit_tiny_head.fit(
             model, fit_tiny_head.Statistics(*known), argparse.Namespace(second_weight=weight, **settings), "cpu"
         )
-        found.append(spearmanr(model._head(crops[200:]).squeeze(1), labels[200:])[0])
+        found.append(spearmanr(model.judge(crops[200:]), labels[200:])[0])
     assert abs(found[0]) < 0.7
     assert found[1] > 0.9
 
@@ -143,7 +143,7 @@ def test_the_second_fit_is_to_what_lies_halfway(tmp_path, monkeypatch):
     fitted, fit = [], fit_tiny_head.fit
 
     def noted(model, statistics, args, device):
-        own = model._head(statistics.crops).squeeze(1).detach() if len(statistics.crops) else None
+        own = model.judge(statistics.crops).detach() if len(statistics.crops) else None
         fitted.append((statistics, own))
         fit(model, statistics, args, device)
 

@@ -7,7 +7,7 @@ columns `image` and `mos`, 0 to 100, higher is better; others are ignored).
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -151,14 +151,25 @@ def alike_groups(paths: Sequence[Path]) -> np.ndarray:
     Two pictures are near-identical when their 16x16 grey thumbnails, standardised, correlate above 0.95; chains of such
     pairs make one group.
     """
-    thumbnails = np.empty((len(paths), 256))
-    for row, path in enumerate(paths):
-        grey = read(path).convert("L").resize((16, 16), Image.Resampling.BOX)
-        values = np.asarray(grey, dtype=np.float64).ravel()
-        thumbnails[row] = (values - values.mean()) / (values.std() + 1e-6)
-    group = np.arange(len(paths))
-    rows = max(1, BLOCK // max(1, len(paths)))
-    for start in range(0, len(paths), rows):
+    return _groups(read(path) for path in paths)
+
+
+def thumbnail_groups(pictures: Sequence[Tensor]) -> np.ndarray:
+    """`alike_groups` of pictures (3, H, W) uint8 that are decoded already."""
+    return _groups(Image.fromarray(picture.permute(1, 2, 0).numpy()) for picture in pictures)
+
+
+def _thumbnail(picture: Image.Image) -> np.ndarray:
+    """(256,): 16x16 grey values, standardised."""
+    values = np.asarray(picture.convert("L").resize((16, 16), Image.Resampling.BOX), dtype=np.float64).ravel()
+    return (values - values.mean()) / (values.std() + 1e-6)
+
+
+def _groups(pictures: Iterable[Image.Image]) -> np.ndarray:
+    thumbnails = np.array([_thumbnail(picture) for picture in pictures]).reshape(-1, 256)
+    group = np.arange(len(thumbnails))
+    rows = max(1, BLOCK // max(1, len(thumbnails)))
+    for start in range(0, len(thumbnails), rows):
         for alike in thumbnails[start : start + rows] @ thumbnails.T / 256 > 0.95:
             linked = alike.nonzero()[0]
             if len(linked) > 1:  # the smallest index that a picture is linked to, through any chain

@@ -303,7 +303,7 @@ def fit_tiny_head(args: argparse.Namespace) -> None:
     fit(model, dataclasses.replace(known, crops=known.crops[:0]), args, device)
     if len(known.crops):
         with torch.no_grad():
-            own = model._head(known.crops.to(device)).squeeze(1).cpu()
+            own = model.judge(known.crops.to(device)).cpu()
         fit(model, dataclasses.replace(known, second_scores=halfway(own, known.second_scores)), args, device)
     config = FinetuneConfig(data=args.data, out=args.out, crop=args.crop, seed=args.seed)
     calibrate(model, config)

@@ -7,15 +7,15 @@ import os
 import torch
 
 from ..errors import WeightsError
-from ..models.efficientnet import EfficientNetLite0
+from ..models.efficientnet import Conv, EfficientNetLite0
 from ..models.weights import read_weights
 
 
 def load_pretrained(trunk: EfficientNetLite0, path: str | os.PathLike[str]) -> None:
     """Load the ImageNet weights of a published state dict of EfficientNet-Lite0, in place.
 
-    Names differ between publishers, the order of the layers does not, so tensors are taken in order; those of the
-    classifier, behind all others, are left.
+    The norms are folded into the convolutions. Names differ between publishers, the order of the layers does not, so
+    tensors are taken in order; those of the classifier, behind all others, are left.
 
     Args:
         trunk: what to fill.
@@ -32,6 +32,24 @@ def load_pretrained(trunk: EfficientNetLite0, path: str | os.PathLike[str]) -> N
     with torch.no_grad():
         for own, value in zip(known.values(), found, strict=False):
             own.copy_(value)
+        for module in trunk.modules():
+            if isinstance(module, Conv):
+                _fold(module)
+
+
+def _fold(module: Conv) -> None:
+    """Move a norm's factor and offset into its convolution; what the two do together stays.
+
+    Many channels of the published network are dead, with a variance of 0: there the norm magnifies fifty times whatever
+    a first step of training brings to life, and the training blows up.
+    """
+    conv, norm = module.conv, module.norm
+    factor = norm.weight * (norm.running_var + norm.eps).rsqrt()
+    conv.weight.mul_(factor[:, None, None, None])
+    norm.bias.sub_(norm.running_mean * factor)
+    norm.running_mean.zero_()
+    norm.running_var.fill_(1 - norm.eps)
+    norm.weight.fill_(1)
 
 
 def pretrained_file() -> str:
