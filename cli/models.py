@@ -24,6 +24,6 @@ def run_models(options: argparse.Namespace) -> int:
     for row in rows:
         size = f"{row['megabytes']} MB" if row["megabytes"] else ""
         limit = f"{row['native_size']} px" if row["native_size"] else "any size"
-        print(f"{row['name']:<12} {row['weights']:<15} {size:<8} {limit:<9} {row['licence']}")
-        print(f"{'':<12} {row['summary']}" + (f"; {row['paper']}" if row["paper"] else ""))
+        print(f"{row['name']:<20} {row['weights']:<15} {size:<8} {limit:<9} {row['licence']}")
+        print(f"{'':<20} {row['summary']}" + (f"; {row['paper']}" if row["paper"] else ""))
     return OK

@@ -109,7 +109,9 @@ def _how_to(spec: ModelSpec) -> str:
         return "Train it (docs/training.md says how) and give the path of the file; 'random' is for tests."
     if spec.bundled:
         return "Without one, weights='default' takes the file that comes with the package."
-    return f"By hand: fetch {spec.url} (licence: {spec.licence}) and put it at {default_path(spec)}, or give its path."
+    also = f" or {spec.copy_url}" if spec.copy_url else ""
+    licence, path = spec.licence, default_path(spec)
+    return f"By hand: fetch {spec.url}{also} (licence: {licence}) and put it at {path}, or give its path."
 
 
 def verify(path: Path, spec: ModelSpec) -> None:

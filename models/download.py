@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import time
 from pathlib import Path
 
 from huggingface_hub import get_hf_file_metadata
@@ -17,6 +18,8 @@ from .weights import looks_like_weights, sha256_of
 
 SHA256 = re.compile("[0-9a-f]{64}")
 """The ETag of a large file on the Hugging Face hub: its checksum."""
+ATTEMPTS = 4
+PAUSE_S = 2.0
 
 
 def download(url: str, target: Path, *, sha256: str | None = None, megabytes: int | None = None) -> None:
@@ -77,21 +80,30 @@ def _stated_checksum(url: str) -> str | None:
 
 
 def _transfer(url: str, part: Path, name: str, *, resume: bool) -> None:
-    try:
-        with part.open("ab" if resume else "wb") as file:
-            http_get(url, file, resume_size=file.tell(), displayed_filename=name)
-    except Exception as error:
-        if getattr(getattr(error, "response", None), "status_code", None) == 416:  # it was whole already
-            return
-        raise _explained(error, url) from error
+    for attempt in range(1, ATTEMPTS + 1):
+        try:
+            with part.open("ab" if resume else "wb") as file:
+                return http_get(url, file, resume_size=file.tell(), displayed_filename=name)
+        except Exception as error:
+            if isinstance(error, HfHubHTTPError) and error.response.status_code == 416:  # it was whole already
+                return None
+            if not _is_of_the_line(error) or attempt == ATTEMPTS:
+                raise _explained(error, url) from error
+        time.sleep(PAUSE_S)  # not every version of the client tries again by itself
+
+
+def _is_of_the_line(error: Exception) -> bool:
+    """Whether the connection broke; else the server or the disk has refused."""
+    of_the_disk = isinstance(error, OSError) and error.errno is not None and not isinstance(error, ConnectionError)
+    return not of_the_disk and not isinstance(error, HfHubHTTPError)
 
 
 def _explained(error: Exception, url: str) -> Exception:
     """An error of the transfer for people; the clients' own differ from version to version."""
-    if isinstance(error, HfHubHTTPError) and error.response is not None:
+    if isinstance(error, HfHubHTTPError):
         return WeightsError(f"{url} answers {error.response.status_code}.")
-    if isinstance(error, OSError) and error.errno is not None and not isinstance(error, ConnectionError):
-        return error  # of the disk
+    if not _is_of_the_line(error):
+        return error
     reason = next(iter(str(error).splitlines()), type(error).__name__)
     return WeightsError(f"cannot download {url} ({reason}); try it again later.")
 

@@ -9,7 +9,7 @@ import torch
 from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import io
 
-from ..models import MODELS, is_cached, list_models
+from ..models import MODELS, ModelSpec, is_cached, list_models
 from ..models.create import create_model
 from .quality_model import IQ_MODEL, QualityModel
 
@@ -33,6 +33,28 @@ def time_of(weights: str | None) -> float:
     return os.path.getmtime(folder_paths.get_full_path_or_raise(FOLDER, weights))
 
 
+def default_path(spec: ModelSpec, download: bool) -> str:
+    """Where default weights are: a file of models/iqa, or "default" where they are on this machine or may be fetched.
+
+    Raises:
+        ValueError: they are not on this machine and downloading was not asked for.
+    """
+    if spec.bundled or is_cached(spec):
+        return DEFAULT
+    path = folder_paths.get_full_path(FOLDER, spec.filename)
+    if path:
+        return path
+    if not spec.trained:
+        raise ValueError(f"no trained weights of {spec.name} are known; put {spec.filename} into models/{FOLDER}.")
+    if not download:
+        size = f"{spec.megabytes} MB, " if spec.megabytes else ""
+        raise ValueError(
+            f"the weights of {spec.name} ({size}licence {spec.licence}) are not on this machine; put {spec.filename} "
+            f"into models/{FOLDER}, or switch download on."
+        )
+    return DEFAULT
+
+
 def load_quality_model(
     name: str, weights: str, precision: str, resize: bool, download: bool, **options: Any
 ) -> QualityModel:
@@ -43,18 +65,9 @@ def load_quality_model(
         WeightsError: the file does not fit the model, or is damaged.
     """
     spec = MODELS[name]
-    path = "default"
-    if weights != DEFAULT:
-        path = folder_paths.get_full_path_or_raise(FOLDER, weights)
-    elif not spec.bundled and not is_cached(spec):
-        path = folder_paths.get_full_path(FOLDER, spec.filename) or "default"
-        if path == "default" and not spec.trained:
-            raise ValueError(f"no trained weights of {name} are known; put {spec.filename} into models/{FOLDER}.")
-        if path == "default" and not download:
-            raise ValueError(
-                f"the weights of {name} ({spec.megabytes} MB, licence {spec.licence}) are not on this machine; put "
-                f"{spec.filename} into models/{FOLDER}, or switch download on."
-            )
+    path = default_path(spec, download) if weights == DEFAULT else folder_paths.get_full_path_or_raise(FOLDER, weights)
+    if spec.base is not None:
+        options["base"] = default_path(spec.base, download)
     model = create_model(name, weights=path, device="cpu", dtype=PRECISIONS[precision], **options)
     devices = comfy.model_management.get_torch_device(), comfy.model_management.unet_offload_device()
     patcher = ModelPatcher(model, *devices)

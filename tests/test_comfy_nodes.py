@@ -368,6 +368,13 @@ def test_nothing_is_downloaded_unasked(pack, monkeypatch, tmp_path):
         run(pack.LoadQualityModel, "qualiclip", "default", False, "float32", True)
 
 
+def test_the_weights_that_learned_prompts_need_are_not_downloaded_unasked_either(pack, monkeypatch):
+    """The small file is there, the CLIP that it was learned on is not."""
+    monkeypatch.setattr(pack.load, "is_cached", lambda spec: spec.name == "qualiclip+")
+    with pytest.raises(ValueError, match=r"weights of qualiclip \(408 MB.*put qualiclip\.pth into models/iqa"):
+        run(pack.LoadQualityModel, "qualiclip+", "default", False, "float32", True)
+
+
 def test_weights_from_the_folder(pack, tiny, monkeypatch, tmp_path):
     import folder_paths
     import safetensors.torch
