@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import comfy.utils
 from comfy.model_patcher import ModelPatcher
 from comfy.samplers import KSampler
 from comfy_api.latest import io, ui
@@ -10,7 +11,7 @@ from torch import Tensor
 from ..guidance.comfy.decoders import CHOICES, find_decoder, pictures_of, tiny_decoder_path
 from ..rerank import best_first
 from ..search.comfy_best_of_n import Finished, Sampling, best_of_n
-from .labels import ranked_labels
+from .labels import grid, ranked_labels
 from .parse_shares import DEFAULT_SHARES, parse_shares, seeds_from
 from .quality_model import IQ_MODEL, QualityModel, score_images
 from .tables import number, to_json
@@ -166,13 +167,16 @@ class BestOfNSampler(io.ComfyNode):
         chosen = [scores[index] for index in best]
         show(cls, f"kept {len(best)} of {candidates}, best {number(chosen[0])}, seed {finished.seeds[best[0]]}")
         frames = images.unflatten(0, (len(finished.seeds), -1))[best]
+        winners = ranked_labels([each[0] for each in frames], chosen)
+        # the latest preview stays on the node, in place of what it returns
+        comfy.utils.ProgressBar(1).update_absolute(1, preview=("JPEG", grid(winners), None))
         return io.NodeOutput(
             as_latent(latent_image, finished.latents[best]),
             frames.flatten(0, 1),
             chosen,
             [finished.seeds[index] for index in best],
             table_of(quality_model, finished, scores, best),
-            ui=ui.PreviewImage(ranked_labels([each[0] for each in frames], chosen), cls=cls),
+            ui=ui.PreviewImage(winners, cls=cls),
         )
 
 
@@ -184,7 +188,8 @@ def decoded(vae: Any, latents: Tensor) -> Tensor:
 
 def scores_of(quality_model: QualityModel, images: Tensor, count: int, reference: Tensor | None) -> Tensor:
     """One score per candidate (count,): the mean over its frames."""
-    return score_images(quality_model, images, reference=reference).unflatten(0, (count, -1)).mean(1)
+    scores = score_images(quality_model, images, reference=reference, shows_progress=False)
+    return scores.unflatten(0, (count, -1)).mean(1)
 
 
 def as_latent(latent: dict[str, Any], samples: Tensor) -> dict[str, Any]:

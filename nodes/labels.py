@@ -1,5 +1,6 @@
 """Text on the pictures that a node shows. Knows no host."""
 
+import math
 from collections.abc import Sequence
 
 from PIL import Image, ImageDraw, ImageFont
@@ -27,6 +28,16 @@ def ranked_labels(images: Sequence[Tensor], scores: Sequence[float]) -> list[Ten
         labelled(image, f"#{rank} {number(score)}")
         for rank, (image, score) in enumerate(zip(images, scores, strict=True), 1)
     ]
+
+
+def grid(images: Sequence[Tensor]) -> Image.Image:
+    """Pictures (H, W, 3) of one size in about as many rows as columns, from left to right."""
+    columns = math.ceil(math.sqrt(len(images)))
+    height, width = images[0].shape[:2]
+    sheet = Image.new("RGB", (columns * width, math.ceil(len(images) / columns) * height))
+    for index, image in enumerate(images):
+        sheet.paste(to_pil(image.movedim(-1, 0)), (index % columns * width, index // columns * height))
+    return sheet
 
 
 def write(picture: Image.Image, text: str) -> None:

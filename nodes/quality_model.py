@@ -86,6 +86,7 @@ def score_images(
     *,
     batch_size: int = 8,
     reference: Tensor | None = None,
+    shows_progress: bool = True,
 ) -> Tensor:
     """Score ComfyUI's IMAGE in chunks of one size.
 
@@ -94,6 +95,7 @@ def score_images(
         images: (N, H, W, C) in [0, 1], or a sequence of N pictures (H, W, C) of any sizes.
         batch_size: of a chunk.
         reference: (1, H, W, C), for models that compare with one.
+        shows_progress: on the node; not where it has a bar of its own.
 
     Returns:
         (N,) float32 on the CPU; higher is better. NaN where the picture or its score is not finite, which the log says.
@@ -104,20 +106,21 @@ def score_images(
     if len(images) == 0:
         raise ValueError("got a batch of no pictures; expected one or more; check the node that made it.")
     if model.members:
-        parts = [score_images(each, images, batch_size=batch_size, reference=reference) for each in model.members]
-        return mean_rank(*parts)
+        options = {"batch_size": batch_size, "reference": reference, "shows_progress": shows_progress}
+        return mean_rank(*(score_images(member, images, **options) for member in model.members))
     reward = model.reward_for(reference)
     pixels = max(image.shape[0] * image.shape[1] for image in images) * min(batch_size, len(images))
     comfy.model_management.load_models_gpu(
         model.get_models(), memory_required=pixels * BYTES_PER_PIXEL, force_full_load=True
     )
     device = comfy.model_management.get_torch_device()
-    bar = comfy.utils.ProgressBar(len(images))
+    bar = comfy.utils.ProgressBar(len(images)) if shows_progress else None
     scores = []
     for chunk in equal_sized((image[None] for image in images), batch_size):
         comfy.model_management.throw_exception_if_processing_interrupted()
         scores.append(score_finite(to_pictures(torch.cat(chunk).to(device)), reward))
-        bar.update(len(chunk))
+        if bar is not None:
+            bar.update(len(chunk))
     return _checked(torch.cat(scores), images, model.name)
 
 

@@ -93,19 +93,30 @@ def best_of_n(
     numbers = survivors(len(seeds), keep, len(places))
     alive, dropped = [Recording(seed) for seed in seeds], []
     with _Progress(sampling.model, _work(len(steps.sigmas) - 1, places, numbers)) as progress:
+        scores, scored_at = torch.empty(0), -1
         for share, place, number in zip(shares, places, numbers[1:], strict=True):
             if number >= len(alive):
-                break
-            scores = score(run.all(alive, float(steps.sigmas[place]), progress))
-            failures = [None if finite else NO_SCORE for finite in scores.isfinite().tolist()]
-            lost = dropped_failures([recording.seed for recording in alive], share, failures)
-            usable = len(alive) - len(lost)
-            check_some_left(usable, [*dropped, *lost])
-            order = best_first(scores).tolist()[:usable]
-            dropped += [Dropped(alive[i].seed, share, float(scores[i])) for i in order[number:]] + lost
-            alive = [alive[i] for i in sorted(order[:number])]
+                continue
+            if place != scored_at:  # with few steps two shares may fall on one of them
+                scores, scored_at = score(run.all(alive, float(steps.sigmas[place]), progress)), place
+            kept, gone = _halve([recording.seed for recording in alive], scores, share, number)
+            dropped += gone
+            check_some_left(len(kept), dropped)
+            alive, scores = [alive[index] for index in kept], scores[kept]
         latents = run.all(alive, None, progress)
+        progress.finish()
     return Finished([recording.seed for recording in alive], latents, dropped)
+
+
+def _halve(seeds: Sequence[int], scores: Tensor, share: float, number: int) -> tuple[list[int], list[Dropped]]:
+    """The indices of the `number` best candidates, or of all that can be used if they are fewer; and the others."""
+    failures = [None if finite else NO_SCORE for finite in scores.isfinite().tolist()]
+    lost = dropped_failures(seeds, share, failures)
+    if len(lost) == len(seeds):
+        return [], lost
+    order = best_first(scores).tolist()[: len(seeds) - len(lost)]
+    worse = [Dropped(seeds[index], share, float(scores[index])) for index in order[number:]]
+    return sorted(order[:number]), [*worse, *lost]
 
 
 def fitting(sampling: Sampling, latent: Tensor, most: int) -> int:
@@ -204,6 +215,10 @@ class _Progress:
 
     def __exit__(self, *exception: object) -> None:
         self._line.close()
+
+    def finish(self) -> None:
+        """All is done, also where candidates that could not be used have saved steps."""
+        self._bar.update_absolute(self._bar.total)
 
     def callback(self, recordings: Sequence[Recording]) -> Callable[..., None]:
         """For the sampler of some candidates; steps that they have made before do not count."""

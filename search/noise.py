@@ -29,7 +29,7 @@ def zero_order_search(
     *,
     rounds: int = 4,
     neighbours: int = 4,
-    closeness: float = 0.95,
+    correlation: float = 0.95,
     seed: int = 0,
     guidance: RewardGuidance | None = None,
     batch_size: int = 1,
@@ -37,15 +37,15 @@ def zero_order_search(
 ) -> SearchResult:
     """Hill climbing in the initial noise: each round draws neighbours of the best noise so far and keeps a better one.
 
-    A neighbour is closeness * best + sqrt(1 - closeness^2) * fresh noise, which is standard normal again and has the
-    correlation `closeness` with the best. Noise that the sampler adds on the way is the same for all.
+    A neighbour is correlation * best + sqrt(1 - correlation^2) * fresh noise, which is standard normal again. Noise
+    that the sampler adds in its steps is the same for all.
 
     Args:
         pipe: a diffusers text-to-image pipeline; any scheduler.
         reward: images (N, 3, H, W) in [0, 1] -> scores (N,), higher is better; need not be differentiable.
         rounds: at least 1.
         neighbours: new pictures in a round, at least 1; the search makes 1 + rounds * neighbours in all.
-        closeness: correlation of a neighbour with the best, in [0, 1); 0 is best of N.
+        correlation: of a neighbour with the best, in [0, 1); 0 is best of N.
         seed: of the first noise, of the neighbours and of the noise that the sampler adds.
         guidance: with which all are guided.
         batch_size: pictures per call of the pipeline; memory and speed.
@@ -66,8 +66,10 @@ def zero_order_search(
     for name, value in (("rounds", rounds), ("neighbours", neighbours), ("batch_size", batch_size)):
         if value < 1:
             raise ValueError(f"{name} is {value}; expected at least 1.")
-    if not 0 <= closeness < 1:
-        raise ValueError(f"closeness is {closeness}; expected at least 0 and less than 1, which is the best itself.")
+    if not 0 <= correlation < 1:
+        raise ValueError(
+            f"correlation is {correlation}; expected at least 0 and less than 1, which is the best itself."
+        )
     fresh = _generator_beside(seed)
     with guided_calls(pipe, guidance, pipe_kwargs), counted_rows(pipe) as rows:
         first = initial_noise(pipe, seed, pipe_kwargs)
@@ -76,7 +78,7 @@ def zero_order_search(
             usable = [candidate for candidate in candidates if candidate.failure is None]
             best = max(usable or candidates[:1], key=lambda candidate: candidate.score).latents
             fresh_noise = torch.randn((neighbours, *best.shape), generator=fresh)
-            near = (closeness * best.float() + math.sqrt(1 - closeness**2) * fresh_noise).to(first)
+            near = (correlation * best.float() + math.sqrt(1 - correlation**2) * fresh_noise).to(first)
             candidates += _from_noise(pipe, reward, near, seed, batch_size, pipe_kwargs)
     settings = {**pipe_kwargs, "batch_size": batch_size} | ({} if guidance is None else {"guidance": guidance})
     return result_of(candidates, (), settings=settings, from_latents=True, nfe=sum(rows))

@@ -9,6 +9,10 @@ import torch
 from PIL import Image
 from torch import nn
 
+from iqguide.images import to_tensor
+from iqguide.nodes.labels import labelled
+from iqguide.nodes.tables import number
+
 pytestmark = [pytest.mark.comfy, pytest.mark.filterwarnings("ignore")]
 
 
@@ -474,6 +478,29 @@ def test_without_dropping_the_best_are_those_of_all(pack, brightness, tiny):
     assert len(rows) == 5
     assert (scores[0], seeds[0]) == max((row["score"], row["seed"]) for row in rows)
     assert len(best_of(pack, model, brightness, tiny, vae, keep=9)[3]) == 5
+
+
+def test_the_winners_are_the_last_preview_and_the_bar_only_rises(pack, quality, tiny, monkeypatch):
+    import comfy.utils
+    import latent_preview
+    from comfy.cli_args import LatentPreviewMethod
+
+    monkeypatch.setattr(latent_preview.args, "preview_method", LatentPreviewMethod.Latent2RGB)
+    calls = []
+    monkeypatch.setattr(comfy.utils, "PROGRESS_BAR_HOOK", lambda *call, node_id=None: calls.append(call))
+    _, images, scores, *_ = best_of(pack, tiny.v_model(), quality, tiny, tiny.taesd_vae(), keep=2)
+    *sampling, (value, total, preview) = calls
+    assert value == total == 1
+    assert preview[1].size == (2 * 32, 32)
+    shown = to_tensor(preview[1])[0].movedim(0, -1)
+    titles = [f"#{rank} {number(score)}" for rank, score in enumerate(scores, 1)]
+    expected = torch.cat(list(map(labelled, images, titles)), 1)
+    torch.testing.assert_close(shown, expected, atol=0.01, rtol=0)
+    assert len({total for _, total, _ in sampling}) == 1  # one bar, and none of the scoring
+    values = [value for value, _, _ in sampling]
+    assert values == sorted(values)
+    assert values[-1] == sampling[-1][1]
+    assert any(preview is not None for _, _, preview in sampling)
 
 
 @pytest.mark.parametrize("drop_at", ["", "0.5"])

@@ -119,6 +119,22 @@ def test_the_better_half_goes_on_and_no_fewer_than_are_kept(search, tiny, kinds)
     assert run(search, sampling, [5, 9], by_seed, shares=()).dropped == []
 
 
+@pytest.mark.parametrize(("steps", "sampler"), [(1, "euler"), (2, "euler"), (2, "dpmpp_sde"), (3, "heun")])
+def test_shares_that_fall_on_one_step_drop_there(steps, sampler, search, tiny, kinds, monkeypatch):
+    model, channels, _ = kinds["v"]
+    sampling = sampling_of(search, tiny, model, channels, steps=steps, sampler=sampler)
+    expected = alone(tiny, sampling, 5)
+    rows = rows_evaluated(model, monkeypatch)
+    found = run(search, sampling, [5, 9, 7, 1], lambda z: -torch.arange(float(len(z))), shares=(0.3, 0.4), batch_size=1)
+    assert found.seeds == [5]
+    assert [(each.seed, each.share) for each in found.dropped] == [(7, 0.3), (1, 0.3), (9, 0.4)]
+    assert torch.equal(found.latents, expected)
+    of_all = sum(rows)
+    rows.clear()
+    alone(tiny, sampling, 5)
+    assert of_all <= 4 * sum(rows)
+
+
 def test_what_is_looked_at_is_the_prediction_of_the_clean_latent(search, tiny, kinds):
     """At the last step the prediction is what Euler ends with."""
     sampling = sampling_of(search, tiny, *kinds["v"][:2], steps=5)

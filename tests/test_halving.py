@@ -109,6 +109,17 @@ def test_bad_arguments(changes, message):
         best_of_n(pipe, brightness, n=4, **changes, **inputs)
 
 
+@pytest.mark.parametrize("steps", [1, 2])
+def test_shares_that_fall_on_one_step_drop_there(steps):
+    pipe, inputs = pipeline()
+    inputs |= {"num_inference_steps": steps}
+    whole = best_of_n(pipe, brightness, n=4, **inputs)
+    halved = best_of_n(pipe, brightness, n=4, halving=(0.3, 0.4), **inputs)
+    assert [entry.share for entry in halved.dropped] == [0.3, 0.3, 0.4]
+    assert torch.equal(halved.best, whole.images[halved.seeds[0]])
+    assert halved.nfe <= whole.nfe
+
+
 def test_one_number_is_one_share():
     pipe, inputs = pipeline()
     one, share = (best_of_n(pipe, brightness, n=4, halving=halving, **inputs) for halving in (0.5, (0.5,)))

@@ -181,7 +181,7 @@ def test_checkpointing_is_put_back():
     ("search", "changes", "message"),
     [
         (zero_order_search, {"rounds": 0}, "rounds is 0"),
-        (zero_order_search, {"closeness": 1.0}, "closeness is 1.0"),
+        (zero_order_search, {"correlation": 1.0}, "correlation is 1.0"),
         (zero_order_search, {"latents": torch.zeros(1)}, "got latents="),
         (optimize_noise, {"iterations": 0}, "iterations is 0"),
         (optimize_noise, {"learning_rate": math.nan}, "learning_rate is nan; expected a finite number above 0"),
