@@ -37,8 +37,8 @@ def run_evaluate(options: argparse.Namespace) -> int:
     """Print the figures, and write the files that were asked for."""
     names = names_in(options.model)  # a mistyped one is said before the data set is read
     _check_files(options)
-    own, talks = distributed_device()
-    device = own or best_device(options.device)
+    own_device, is_main = distributed_device()
+    device = own_device or best_device(options.device)
     samples = load_dataset(options.dataset, Path(options.root), tuple(options.scale) if options.scale else None)
     samples = [samples[index] for index in chosen(samples, options.split)]
     if options.group_alike:
@@ -47,7 +47,7 @@ def run_evaluate(options: argparse.Namespace) -> int:
     model = load_named(options.model, options.weights, device)
     limit = native_size(names) if options.size is None else options.size
     scores = score_samples(model, samples, limit, device, MODELS[names[0]].full_reference)
-    if not talks:
+    if not is_main:
         return OK
     figures = summarise(samples, scores, options.split, options.bootstrap)
     settings = {name: getattr(options, name) for name in ("model", "weights", "dataset", "split")}

@@ -29,8 +29,8 @@ def run_sample(options: argparse.Namespace) -> int:
     """Write DIR/SEED.png for each seed, and DIR/samples.json; with several processes each draws a part of the seeds."""
     _check_options(options)
     out = make_folder(options.out)
-    own, talks = distributed_device()
-    device = own or best_device(options.device)
+    own_device, is_main = distributed_device()
+    device = own_device or best_device(options.device)
     reward = load_reward(options, device)
     judge = load_model(options.judge, options.judge_weights, device) if options.judge else None
     pipe = load_pipeline(options.pipeline, device, options.dtype)
@@ -48,7 +48,7 @@ def run_sample(options: argparse.Namespace) -> int:
     records = {seed: done[seed] for seed in seeds if seed in done}
     how = {"guidance": guidance, "best_of": options.best_of, "batch_size": options.batch_size, "judge": judge}
     how |= {"halving": halving, "decoder": decoder}
-    with progress(len(seeds), "sample", quiet=not talks) as bar:
+    with progress(len(seeds), "sample", quiet=not is_main) as bar:
         bar.update(len(records))
         for sample in draw(pipe, reward, [seed for seed in seeds if seed not in done], **how, **call):
             records[sample.seed] = sample.record()
@@ -57,11 +57,11 @@ def run_sample(options: argparse.Namespace) -> int:
                 save_image(sample.image, out / f"{sample.seed}.png", {"iqguide": said})
             else:
                 say(f"iqguide: seed {sample.seed} gives no picture: {sample.failure}")
-            if own is None:
+            if own_device is None:
                 _write_records(out, records, options.seeds)
             bar.update()
     everything = {record["seed"]: record for record in gathered(list(records.values()))}
-    if talks:
+    if is_main:
         _write_records(out, everything, options.seeds)
         _conclude(options, out, list(everything.values()))
     return OK
