@@ -59,6 +59,34 @@ def make_folder(path: str | os.PathLike[str]) -> Path:
 
 
 @contextmanager
+def claimed(folder: str | os.PathLike[str]) -> Iterator[None]:
+    """While open, this process alone writes results into a folder; the claim ends with the process, however it ends.
+
+    Raises:
+        OSError: another process has claimed it.
+    """
+    try:
+        import fcntl  # not on Windows, where nothing is claimed
+
+        handle = os.open(folder, os.O_RDONLY)
+    except (ImportError, OSError):
+        yield
+        return
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        os.close(handle)
+        message = f"another run is writing to {folder}; wait for it, or choose another folder."
+        raise OSError(error.errno, message) from error
+    except OSError:
+        pass  # a file system without locks
+    try:
+        yield
+    finally:
+        os.close(handle)
+
+
+@contextmanager
 def written_whole(path: str | os.PathLike[str]) -> Iterator[Path]:
     """A temporary file beside `path` to be written inside the block; it takes the place of `path` at the end.
 

@@ -147,6 +147,9 @@ def _add_sample(commands: Any) -> None:
         "--resume", action="store_true", help="keep the images that DIR has from the same command, and make the others"
     )
     parser.add_argument(
+        "--overwrite", action="store_true", help="replace what DIR has from other commands (default: refuse to)"
+    )
+    parser.add_argument(
         "--steps", type=positive, help="denoising steps (default: 25 for demo, else the pipeline's own)"
     )
     parser.add_argument("--size", type=dimensions, metavar="N|WxH", help="pixels (default: the pipeline's own)")

@@ -5,13 +5,15 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from .. import __version__
-from ..errors import atomic_write, make_folder
+from ..errors import atomic_write, claimed, make_folder
 from ..guidance import RewardGuidance
 from ..images import save_image
 from ..rewards import Reward
@@ -22,7 +24,7 @@ from .console import OK, progress, say
 from .draw import Sample, draw, load_model, load_reward
 from .pipelines import DEMO_CALL, check_call, load_decoder, load_pipeline
 from .score import best_device
-from .sweep import finished, gathered, share_of, verdict
+from .sweep import gathered, kept, share_of, verdict
 
 
 def run_sample(options: argparse.Namespace) -> int:
@@ -30,6 +32,11 @@ def run_sample(options: argparse.Namespace) -> int:
     _check_options(options)
     out = make_folder(options.out)
     own_device, is_main = distributed_device()
+    with claimed(out) if is_main else nullcontext():
+        return _sample_into(out, options, own_device, is_main)
+
+
+def _sample_into(out: Path, options: argparse.Namespace, own_device: torch.device | None, is_main: bool) -> int:
     device = own_device or best_device(options.device)
     reward = load_reward(options, device)
     judge = load_model(options.judge, options.judge_weights, device) if options.judge else None
@@ -43,7 +50,8 @@ def run_sample(options: argparse.Namespace) -> int:
     settings |= {"judge_weights": options.judge and options.judge_weights, "dtype": options.dtype}
     halving = HALVING if options.halving is True else options.halving or ()
     settings |= {"best_of": options.best_of, "halving": list(halving) or None, "iqguide": __version__}
-    done = finished(out, options.seeds, settings) if options.resume else {}
+    earlier = kept(out, options.seeds, settings, options.overwrite)
+    done = {seed: earlier[seed] for seed in options.seeds if seed in earlier and options.resume}
     seeds = share_of(options.seeds, 1 if options.best_of else options.batch_size)
     records = {seed: done[seed] for seed in seeds if seed in done}
     how = {"guidance": guidance, "best_of": options.best_of, "batch_size": options.batch_size, "judge": judge}
@@ -58,11 +66,11 @@ def run_sample(options: argparse.Namespace) -> int:
             else:
                 say(f"iqguide: seed {sample.seed} gives no picture: {sample.failure}")
             if own_device is None:
-                _write_records(out, records, options.seeds)
+                _write_records(out, earlier | records)
             bar.update()
     everything = {record["seed"]: record for record in gathered(list(records.values()))}
     if is_main:
-        _write_records(out, everything, options.seeds)
+        _write_records(out, earlier | everything)
         _conclude(options, out, list(everything.values()))
     return OK
 
@@ -95,9 +103,9 @@ def _call(options: argparse.Namespace) -> dict[str, Any]:
     return DEMO_CALL | call if options.pipeline == "demo" else call
 
 
-def _write_records(out: Path, records: dict[int, dict[str, Any]], order: Sequence[int]) -> None:
-    """samples.json: what is there, in the order of the seeds."""
-    text = json.dumps([records[seed] for seed in order if seed in records], indent=1)
+def _write_records(out: Path, records: dict[int, dict[str, Any]]) -> None:
+    """samples.json: what the folder holds, in the order of the seeds."""
+    text = json.dumps([records[seed] for seed in sorted(records)], indent=1)
     atomic_write(out / "samples.json", text.encode())
 
 

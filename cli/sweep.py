@@ -16,39 +16,48 @@ from ..search.calls import chunks
 RECORDED = ("seed", "candidate_seed", "score", "time_s", "nfe", "judge", "plain_score", "plain_judge")
 
 
-def finished(out: Path, seeds: Sequence[int], settings: dict[str, Any]) -> dict[int, dict[str, Any]]:
-    """The records of the seeds whose pictures are there; each picture carries its own.
+def kept(out: Path, seeds: Sequence[int], settings: dict[str, Any], overwrite: bool) -> dict[int, dict[str, Any]]:
+    """The records of the pictures SEED.png that a folder has from the same settings; each picture carries its own.
+
+    Args:
+        out: the folder.
+        seeds: those that are to be drawn now.
+        settings: those of now.
+        overwrite: leave out what was made with other settings, in place of refusing it.
 
     Raises:
-        ValueError: a picture was made with other settings.
+        ValueError: a picture was made with other settings; or one that would be written now is there, and not from us.
     """
     records, now = {}, json.loads(json.dumps(settings))
-    for seed in seeds:
-        path = out / f"{seed}.png"
-        if not path.is_file():
+    for path in sorted(out.glob("*.png"), key=lambda path: (len(path.name), path.name)):
+        if not (path.stem.isascii() and path.stem.isdigit()):
             continue
-        said = _said_by(path)
+        seed, (said, whole) = int(path.stem), _said_by(path, int(path.stem) in seeds)
+        other = next((n for n in sorted({*said, *now} - {*RECORDED, "iqguide"}) if said.get(n) != now.get(n)), None)
+        ways = "choose another --out, or give --overwrite to make all pictures again"
         if "score" not in said:
-            continue  # it is made again
-        for name in sorted({*said, *now} - {*RECORDED, "iqguide"}):  # the last is the version
-            if said.get(name) != now.get(name):
-                raise ValueError(
-                    f"{path} was made with {name} {said.get(name)!r}, and now it is {now.get(name)!r}; choose another"
-                    " --out, or leave out --resume to make all pictures again."
-                )
-        records[seed] = {name: said[name] for name in RECORDED if name in said}
+            if seed in seeds and not overwrite:
+                raise ValueError(f"{path} is there and is no picture of this command; {ways}.")
+        elif other is None and whole:
+            records[seed] = {name: said[name] for name in RECORDED if name in said}
+        elif other is not None and not overwrite:
+            made = f"{path} was made with {other} {said.get(other)!r}, and now it is {now.get(other)!r}"
+            raise ValueError(f"{made}; {ways}.")
     return records
 
 
-def _said_by(path: Path) -> dict[str, Any]:
-    """What a picture says of itself; nothing if it is damaged, or another program's."""
+def _said_by(path: Path, read_pixels: bool) -> tuple[dict[str, Any], bool]:
+    """What a picture says of itself, nothing if it is another program's; and whether its pixels, if read, are there."""
+    said, whole = {}, False
     try:
-        with Image.open(path) as image:
-            image.load()
+        with Image.open(path, formats=("PNG",)) as image:
             said = json.loads(image.info.get("iqguide", "{}"))
+            if read_pixels:
+                image.load()
+            whole = True
     except (OSError, SyntaxError, ValueError):  # what Pillow raises for a damaged PNG, and json for other people's text
-        return {}
-    return said if isinstance(said, dict) else {}
+        pass
+    return (said if isinstance(said, dict) else {}), whole
 
 
 def share_of(seeds: Sequence[int], batch_size: int) -> list[int]:

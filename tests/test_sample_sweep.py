@@ -16,6 +16,7 @@ from iqguide import cli, create_model
 from iqguide.cli import draw as cli_draw
 from iqguide.cli import sample as cli_sample
 from iqguide.cli.sweep import share_of, verdict
+from iqguide.errors import claimed
 from iqguide.images import to_tensor
 from iqguide.models import save_model
 
@@ -146,14 +147,10 @@ def test_a_killed_run_is_resumed(sample, tmp_path, monkeypatch):
         np.testing.assert_array_equal(
             pixels(tmp_path / "out" / f"{seed}.png"), pixels(tmp_path / "whole" / f"{seed}.png")
         )
-    for number, content in enumerate(((tmp_path / "out" / "0.png").read_bytes()[:-200], b"no picture")):
-        (tmp_path / "out" / f"{number}.png").write_bytes(content)
-    foreign = PngInfo()
-    foreign.add_text("iqguide", "no json")
-    Image.new("RGB", (8, 8)).save(tmp_path / "out" / "2.png", pnginfo=foreign)
+    (tmp_path / "out" / "0.png").write_bytes((tmp_path / "out" / "0.png").read_bytes()[:-200])
     drawn[:] = [None] * 3
     assert sample("--seeds", "0:4", "--resume")[0] == 0
-    assert drawn[3:] == [0, 1, 2]  # what cannot be read, or is not ours, is made again
+    assert drawn[3:] == [0]  # what is damaged is made again
     status, _, err = sample("--seeds", "0:4", "--resume", steps=3)
     assert status == 2
     assert "0.png was made with num_inference_steps 2, and now it is 3" in err
@@ -161,6 +158,43 @@ def test_a_killed_run_is_resumed(sample, tmp_path, monkeypatch):
         status, _, err = sample("--seeds", "0:4", "--resume", *changed)
         assert status == 2
         assert "0.png was made with" in err
+
+
+def test_records_of_earlier_seeds_stay(sample):
+    assert list(sample("--seeds", "5,3")[1]) == [3, 5]
+    status, records, _ = sample("--seeds", "0:2")
+    assert status == 0
+    assert list(records) == [0, 1, 3, 5]
+
+
+def test_what_others_have_put_there_is_refused_or_replaced_aloud(sample, tmp_path):
+    (tmp_path / "out").mkdir()
+    foreign = PngInfo()
+    foreign.add_text("iqguide", "no json")
+    Image.new("RGB", (8, 8)).save(tmp_path / "out" / "1.png", pnginfo=foreign)
+    (tmp_path / "out" / "2.png").write_bytes(b"no picture")
+    before = [(tmp_path / "out" / name).read_bytes() for name in ("1.png", "2.png")]
+    for arguments in (["--seeds", "1"], ["--seeds", "2", "--resume"], ["--seeds", "0:3"]):
+        status, _, err = sample(*arguments)
+        assert status == 2
+        assert "is no picture of this command" in err
+    assert [(tmp_path / "out" / name).read_bytes() for name in ("1.png", "2.png")] == before
+    assert sample("--seeds", "0")[0] == 0  # beside them there is room
+    status, records, _ = sample("--seeds", "1", "--overwrite", steps=3)
+    assert status == 0
+    assert list(records) == [1]  # picture 0 has other settings
+    status, _, err = sample("--seeds", "1")
+    assert status == 2
+    assert "made with num_inference_steps" in err
+
+
+def test_two_runs_do_not_share_a_folder(sample, tmp_path):
+    (tmp_path / "out").mkdir()
+    with claimed(tmp_path / "out"):
+        status, _, err = sample("--seeds", "0")
+        assert status == 2
+        assert "another run is writing to" in err
+    assert sample("--seeds", "0")[0] == 0
 
 
 def test_what_was_made_with_other_settings_is_not_mixed_in(sample, monkeypatch):
