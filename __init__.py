@@ -21,7 +21,7 @@ _HOMES = {
     "Ensemble": ".rewards",
     "WeightedSum": ".rewards",
     "best_of_n": ".search.best_of_n",
-    "create_model": ".models",
+    "create_model": ".models.create",
     "fk_steering": ".search.fk_steering",
     "list_models": ".models",
     "load_images": ".images",
@@ -57,7 +57,8 @@ __all__ = [  # noqa: RUF022 - in the order in which a reader meets them
 if TYPE_CHECKING:
     from .guidance import RewardGuidance
     from .images import load_images, save_image
-    from .models import ModelSpec, create_model, list_models
+    from .models import ModelSpec, list_models
+    from .models.create import create_model
     from .rerank import Ranking, rank
     from .rewards import Attributes, Ensemble, FullReference, Reward, WeightedSum
     from .search.best_of_n import best_of_n

@@ -14,13 +14,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from PIL import Image, PngImagePlugin
 from torch import Tensor
 
 from .errors import ImageError, atomic_write
 from .pictures.decoding import Picture
-from .pictures.opening import MIN_SIDE, check_ratio, check_side, opened
+from .pictures.opening import MIN_SIDE, check_side, opened
+from .resize import WorkingSize, interpolated, resize_short_side, resized_shape
 
 RANGE_TOLERANCE = 1e-4
 """How far outside [0, 1] rounding may put a value before it is an error."""
@@ -29,15 +29,15 @@ FLIPS = {1: (), 2: (-1,), 3: (-1, -2), 4: (-2,), 5: (), 6: (-1,), 7: (-1, -2), 8
 """Axes to flip for each EXIF orientation, after rows and columns have changed places from 5 on."""
 
 
-def load_images(*paths: str | os.PathLike, size: int | None = None, enlarge: bool = True) -> Tensor:
+def load_images(*paths: str | os.PathLike, size: int | WorkingSize | None = None) -> Tensor:
     """Read picture files into one batch.
 
     Memory is that of the result and of one decoded file: files are reduced while they are converted.
 
     Args:
         paths: one or more files of one size (or of one shape after `size`).
-        size: short side in pixels that every picture is resized to (up or down, antialiased); None keeps the size.
-        enlarge: False leaves pictures as they are that are smaller than `size`.
+        size: short side in pixels that every picture is resized to (up or down, antialiased), or between which limits;
+            None keeps the size.
 
     Returns:
         (N, 3, H, W) float32 in [0, 1], on the CPU.
@@ -49,7 +49,7 @@ def load_images(*paths: str | os.PathLike, size: int | None = None, enlarge: boo
     """
     if not paths:
         raise ImageError("got no paths; expected at least one picture file.")
-    images = [_from_path(os.fspath(path), size, enlarge, MIN_SIDE) for path in paths]
+    images = [_from_path(os.fspath(path), size, MIN_SIDE) for path in paths]
     for path, image in zip(paths, images, strict=True):
         if image.shape != images[0].shape:
             raise ImageError(
@@ -59,12 +59,15 @@ def load_images(*paths: str | os.PathLike, size: int | None = None, enlarge: boo
     return torch.cat(images)
 
 
-def to_tensor(image: str | os.PathLike | Image.Image | np.ndarray | Tensor) -> Tensor:
+def to_tensor(
+    image: str | os.PathLike | Image.Image | np.ndarray | Tensor, size: int | WorkingSize | None = None
+) -> Tensor:
     """Convert one picture, or a batch that is a tensor or an array, to the package's layout.
 
     Args:
         image: a path; a PIL picture of any mode; an array (H, W), (H, W, C) or (N, H, W, C) with C in {1, 3, 4}, uint8,
             uint16 or floating in [0, 1]; or a floating tensor (N, 3, H, W) in [0, 1].
+        size: as in `load_images`.
 
     Returns:
         (N, 3, H, W) float32 in [0, 1]. A tensor stays on its device and keeps its gradient; a float32 tensor is
@@ -77,13 +80,13 @@ def to_tensor(image: str | os.PathLike | Image.Image | np.ndarray | Tensor) -> T
     """
     if isinstance(image, Tensor):
         check_images(image)
-        return image.float()
+        return resize_short_side(image.float(), size)
     if isinstance(image, np.ndarray):
-        return _from_array(image, "array")
+        return resize_short_side(_from_array(image, "array"), size)
     if isinstance(image, Image.Image):
-        return _assembled(Picture(image, f"{image.mode} picture"), f"{image.mode} picture")
+        return _assembled(Picture(image, f"{image.mode} picture"), f"{image.mode} picture", size)
     if isinstance(image, (str, os.PathLike)):
-        return _from_path(os.fspath(image))
+        return _from_path(os.fspath(image), size)
     raise TypeError(f"got {type(image).__name__}; expected a path, a PIL picture, a numpy array or a tensor.")
 
 
@@ -116,44 +119,6 @@ def check_images(images: Tensor, name: str = "images") -> None:
     if low < -RANGE_TOLERANCE or high > 1 + RANGE_TOLERANCE:
         hint = "If they are bytes, divide by 255." if high > 1.5 else "If they are in [-1, 1], use images / 2 + 0.5."
         raise ImageError(f"got values from {low:.6g} to {high:.6g} in {name}; expected [0, 1]. {hint}")
-
-
-def resize_short_side(images: Tensor, size: int, *, enlarge: bool = True) -> Tensor:
-    """Resize so that the short side is `size` pixels, keeping the proportions (antialiased bicubic, clamped to [0, 1]).
-
-    Args:
-        images: (N, 3, H, W) floating in [0, 1].
-        size: the short side, pixels.
-        enlarge: False returns smaller pictures as they are.
-
-    Returns:
-        (N, 3, H', W') of the same dtype and device, differentiable; the same object when there is nothing to do.
-
-    Raises:
-        ImageError: `size` is not positive, or the sides are further apart than `MAX_RATIO`.
-    """
-    height, width = images.shape[-2:]
-    target = _target(height, width, size, enlarge)
-    if target == (height, width):
-        return images
-    check_ratio(width, height, "the picture")
-    wide = images.to(torch.promote_types(images.dtype, torch.float32))  # half precision is too coarse, or unsupported
-    return _interpolated(wide, target).clamp(0, 1).to(images.dtype)
-
-
-def _target(height: int, width: int, size: int | None, enlarge: bool) -> tuple[int, int]:
-    if size is not None and size < 1:
-        raise ImageError(f"size is {size}; expected a positive number of pixels for the short side.")
-    short = min(height, width)
-    if size is None or short == size or (short < size and not enlarge):
-        return height, width
-    return max(1, round(height * size / short)), max(1, round(width * size / short))
-
-
-def _interpolated(images: Tensor, target: tuple[int, int]) -> Tensor:
-    if images.shape[-2:] == target:
-        return images
-    return F.interpolate(images, size=target, mode="bicubic", align_corners=False, antialias=True)
 
 
 def to_pil(image: Tensor) -> Image.Image:
@@ -237,25 +202,25 @@ def picture_format(path: str | os.PathLike) -> str:
     return kind
 
 
-def _from_path(path: str, size: int | None = None, enlarge: bool = True, min_side: int = 1) -> Tensor:
-    with opened(path, size) as image:
+def _from_path(path: str, size: int | WorkingSize | None, min_side: int = 1) -> Tensor:
+    with opened(path, size.most if isinstance(size, WorkingSize) else size) as image:
         if min_side > 1:
             check_side(image.width, image.height, path)
-        return _assembled(Picture(image, path), path, size, enlarge)
+        return _assembled(Picture(image, path), path, size)
 
 
-def _assembled(picture: Picture, name: str, size: int | None = None, enlarge: bool = True) -> Tensor:
+def _assembled(picture: Picture, name: str, size: int | WorkingSize | None = None) -> Tensor:
     """(1, 3, H, W) float32 of a picture, resized on the way: columns strip by strip, rows at the end."""
     height, width = picture.height, picture.width
-    target = _target(height, width, size, enlarge)
+    target = resized_shape(height, width, size)
     image = torch.empty(1, 3, height, target[1])
     top = 0
     for strip in picture.strips():
         rows = _from_array(strip, name)
-        image[:, :, top : top + len(strip)] = _interpolated(rows, (len(strip), target[1]))
+        image[:, :, top : top + len(strip)] = interpolated(rows, (len(strip), target[1]))
         top += len(strip)
     if target != (height, width):
-        image = _interpolated(image, target).clamp(0, 1)
+        image = interpolated(image, target).clamp(0, 1)
     if picture.orientation > 4:
         image = image.mT
     return image.flip(FLIPS[picture.orientation]).contiguous()

@@ -7,14 +7,15 @@ import math
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
-from .images import check_images, load_images, to_tensor
-from .rewards import Reward, device_of
+from .images import WorkingSize, check_images, load_images, to_tensor
+from .rewards import Resize, Reward, at_working_size, device_of, working_size
 
 logger = logging.getLogger(__name__)
 
@@ -31,6 +32,8 @@ class Ranking:
     """(N,) float32 on the CPU, in the order of `images`; higher is better, not finite where there is no score."""
     order: Tensor
     """(N,) int64: the indices of `images`, best first; equal scores keep the order they came in."""
+    size: WorkingSize | None = None
+    """Between which sizes the pictures were scored, where `rank` scored them."""
 
     def __len__(self) -> int:
         return len(self.scores)
@@ -53,7 +56,13 @@ class Ranking:
         return [self.images[i] for i in self.order[:k].tolist()]
 
 
-def rank(images: Tensor | Sequence[Picture], reward: Reward, *, batch_size: int = 8) -> Ranking:
+def rank(
+    images: Tensor | Sequence[Picture],
+    reward: Reward,
+    *,
+    batch_size: int = 8,
+    size: int | Literal["model"] | None = "model",
+) -> Ranking:
     """Score pictures and sort them; no gradient is kept.
 
     A picture that has no finite score (its values or its score are NaN or infinite) is ranked last, and the log says
@@ -64,6 +73,9 @@ def rank(images: Tensor | Sequence[Picture], reward: Reward, *, batch_size: int 
             tensors (1, 3, H, W), of any sizes. Paths are read one batch at a time.
         reward: images (N, 3, H, W) in [0, 1] -> scores (N,), higher is better.
         batch_size: how many pictures of equal size are scored at once; memory and speed only.
+        size: "model": every quality model in the reward sees pictures at its working size, see `working_size`, as with
+            the command line and the nodes. Or the short side in px to which larger pictures are reduced; None scores
+            them as they are.
 
     Returns:
         The `Ranking`; its `images` are the object that was given.
@@ -77,10 +89,12 @@ def rank(images: Tensor | Sequence[Picture], reward: Reward, *, batch_size: int 
         raise ValueError(f"batch_size is {batch_size}; expected at least 1.")
     if len(images) == 0:
         raise ValueError("got no images; expected at least one to rank.")
+    limits = working_size(reward) if size == "model" else WorkingSize(most=size)
+    reward = at_working_size(reward) if size == "model" else Resize(reward, limits)
     if isinstance(images, Tensor):
         batches: Iterable[Tensor] = images.split(batch_size)
     else:
-        batches = (torch.cat(batch) for batch in equal_sized(map(_one, images), batch_size))
+        batches = (torch.cat(batch) for batch in equal_sized((_one(image, limits) for image in images), batch_size))
     scores = torch.cat([score_finite(batch, reward) for batch in batches])
     order = best_first(scores)
     without = (~scores.isfinite()).nonzero().flatten().tolist()
@@ -88,7 +102,7 @@ def rank(images: Tensor | Sequence[Picture], reward: Reward, *, batch_size: int 
         logger.warning(
             "%d of %d images have no finite score and are ranked last: %s.", len(without), len(scores), without
         )
-    return Ranking(images, scores, order)
+    return Ranking(images, scores, order, limits)
 
 
 def score_finite(images: Tensor, reward: Reward) -> Tensor:
@@ -192,15 +206,15 @@ def equal_sized(images: Iterable[Tensor], batch_size: int, max_pixels: float = f
         yield batch
 
 
-def _one(image: Picture) -> Tensor:
+def _one(image: Picture, size: WorkingSize) -> Tensor:
     if isinstance(image, (str, os.PathLike)):
-        converted = load_images(image)
+        converted = load_images(image, size=size)
     elif isinstance(image, Tensor) and not image.isfinite().all():
         converted = to_tensor(image.nan_to_num(0.0, 0.0, 0.0)) * math.nan  # ranked last, not refused
     elif isinstance(image, np.ndarray) and image.dtype.kind == "f" and not np.isfinite(image).all():
         converted = to_tensor(np.nan_to_num(image, nan=0.0, posinf=0.0, neginf=0.0)) * math.nan
     else:
-        converted = to_tensor(image)
+        converted = to_tensor(image, size=size)
     if len(converted) != 1:
         raise ValueError(f"one entry of the sequence holds {len(converted)} images; expected 1: give one tensor.")
     return converted

@@ -16,7 +16,7 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
-from .images import resize_short_side
+from .images import WorkingSize, resize_short_side
 
 logger = logging.getLogger(__name__)
 
@@ -45,6 +45,39 @@ def device_of(reward: object) -> torch.device | None:
         return next((tensor.device for tensor in (*reward.parameters(), *reward.buffers())), None)
     inner = [held for held in (getattr(reward, "__self__", None), *getattr(reward, "inner", ())) if held is not None]
     return next((device for device in map(device_of, inner) if device is not None), None)
+
+
+def working_size(reward: object) -> WorkingSize:
+    """The size at which a quality model, or what a wrapper of this file wraps, scores pictures; no limits for others.
+
+    Of several models the widest limits, in which each finds pictures of its own size; see `at_working_size`.
+    """
+    spec = getattr(reward, "spec", None)
+    if spec is not None:
+        return WorkingSize(spec.least_size, spec.native_size)
+    if isinstance(reward, Resize):  # somebody has said what the model shall see
+        return WorkingSize()
+    found = [working_size(held) for held in (getattr(reward, "__self__", None), *getattr(reward, "inner", ())) if held]
+    if not found:
+        return WorkingSize()
+    if len(found) == 1:
+        return found[0]
+    most = [size.most for size in found]
+    return WorkingSize(None, None if None in most else max(most))
+
+
+def at_working_size(reward: Reward) -> Reward:
+    """The reward as it is to be asked of pictures of any size: each model in it sees them at its own working size."""
+    if isinstance(reward, WeightedSum):
+        return WeightedSum(*((at_working_size(inner), weight) for inner, weight in reward.terms))
+    if isinstance(reward, Ensemble):
+        return Ensemble([at_working_size(inner) for inner in reward.inner], reward.penalty)
+    size = working_size(reward)
+    if size == WorkingSize():
+        return reward
+    if isinstance(reward, FullReference):
+        reward = FullReference(reward.model, resize_short_side(reward.reference, size))
+    return Resize(reward, size)
 
 
 class WeightedSum:
@@ -204,13 +237,13 @@ def _attributes_of(model: object) -> dict[str, list[float]]:
 
 @dataclass(frozen=True)
 class Resize:
-    """Show pictures to a reward at one short side (antialiased bicubic, differentiable)."""
+    """Show pictures to a reward at one short side, or between two (antialiased bicubic, differentiable)."""
 
     reward: Reward
-    short_side: int
-    """Pixels."""
+    short_side: int | WorkingSize
+    """Pixels, or the limits."""
     enlarge: bool = True
-    """False leaves smaller pictures as they are."""
+    """False leaves pictures as they are that are smaller than a `short_side` in pixels."""
 
     @property
     def inner(self) -> tuple[Reward]:

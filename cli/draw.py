@@ -17,7 +17,7 @@ from ..guidance import RewardGuidance
 from ..images import to_pil, to_tensor
 from ..models import MODELS
 from ..rerank import score_finite
-from ..rewards import Reward
+from ..rewards import Reward, at_working_size
 from ..search.best_of_n import best_of_n
 from ..search.calls import guided_calls
 from ..search.result import NO_SCORE, NoCandidateError
@@ -162,5 +162,5 @@ def _scores(pictures: Sequence[Image.Image], reward: Reward | None) -> list[floa
     """Of pictures of one size; None where there is no reward or no finite score."""
     if reward is None:
         return [None] * len(pictures)
-    scores = score_finite(torch.cat([to_tensor(picture) for picture in pictures]), reward).tolist()
+    scores = score_finite(torch.cat([to_tensor(picture) for picture in pictures]), at_working_size(reward)).tolist()
     return [score if math.isfinite(score) else None for score in scores]

@@ -15,15 +15,16 @@ import numpy as np
 
 from ..charts import scatter
 from ..errors import atomic_write, make_folder
-from ..images import picture_format, save_image
+from ..images import WorkingSize, picture_format, save_image
 from ..models import MODELS
+from ..rewards import at_working_size
 from ..training.correlation import fit_logistic, logistic
 from ..training.data import alike_groups
 from ..training.datasets import Sample, load_dataset
 from ..training.evaluate import chosen, distributed_device, score_samples, summarise
 from .console import OK
-from .named_models import load_named, names_in, native_size
-from .score import best_device
+from .named_models import load_named, names_in
+from .score import best_device, chosen_size
 
 NAMES = {
     "srcc": "SRCC",
@@ -45,16 +46,18 @@ def run_evaluate(options: argparse.Namespace) -> int:
         groups = alike_groups([sample.image for sample in samples])
         samples = [replace(sample, group=f"alike {group}") for sample, group in zip(samples, groups, strict=True)]
     model = load_named(options.model, options.weights, device)
-    limit = native_size(names) if options.size is None else options.size
-    scores = score_samples(model, samples, limit, device, MODELS[names[0]].full_reference)
+    size = chosen_size(model, options.size)
+    compares = MODELS[names[0]].full_reference
+    reward = model if compares or options.size is not None else at_working_size(model)
+    scores = score_samples(reward, samples, size, device, compares)
     if not is_main:
         return OK
     figures = summarise(samples, scores, options.split, options.bootstrap)
     settings = {name: getattr(options, name) for name in ("model", "weights", "dataset", "split")}
     if options.json:
-        print(json.dumps({**figures, **settings, "short_side": limit or None}, indent=1))
+        print(json.dumps({**figures, **settings, "short_side": size.most}, indent=1))
     else:
-        _print(figures, settings, limit)
+        _print(figures, settings, size)
     if options.csv:
         _write_csv(samples, scores, Path(options.csv))
     if options.plot:
@@ -70,8 +73,7 @@ def _check_files(options: argparse.Namespace) -> None:
         picture_format(options.plot)
 
 
-def _print(figures: dict[str, Any], settings: dict[str, str], limit: int | None) -> None:
-    size = f"short side at most {limit} px" if limit else "at the size of the files"
+def _print(figures: dict[str, Any], settings: dict[str, str], size: WorkingSize) -> None:
     print(f"{settings['model']} on {settings['dataset']}: {figures['n']} images, {size}")
     for name, text in NAMES.items():
         spread = ""

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from torch import nn
 
@@ -44,8 +42,3 @@ def load_named(text: str, weights: str, device: torch.device) -> nn.Module | Rew
         if MODELS[name].full_reference:
             raise ValueError(f"{name} compares with a reference and cannot be combined; use it alone.")
     return Ensemble([create_model(name, weights=weights, device=device) for name in names])
-
-
-def native_size(names: Sequence[str]) -> int | None:
-    """The short side in px to which pictures are reduced for all of these models: the smallest of theirs."""
-    return min((size for size in (MODELS[name].native_size for name in names) if size), default=None)

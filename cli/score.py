@@ -17,14 +17,14 @@ from torch import Tensor, nn
 
 from ..charts import bars
 from ..errors import ImageError, make_folder, one_line
-from ..images import load_images, save_image
+from ..images import WorkingSize, load_images, save_image
 from ..models import MODELS
 from ..models.bpclip import BPCLIP
 from ..pictures.listing import list_pictures, no_pictures
 from ..rerank import best_first, equal_sized, score_batch
-from ..rewards import FullReference, Reward
+from ..rewards import FullReference, Reward, at_working_size, working_size
 from .console import FAILED, INTERRUPTED, OK, progress, say
-from .named_models import load_named, names_in, native_size
+from .named_models import load_named, names_in
 
 BATCH_SIZE = 8
 BATCH_PIXELS = 4 * 2**20
@@ -102,28 +102,33 @@ def _score_all(rows: list[Row], options: argparse.Namespace) -> None:
     device = best_device(options.device)
     names = names_in(options.model)
     model = load_named(options.model, options.weights, device)
-    limit = native_size(names) if options.size is None else options.size
+    size = chosen_size(model, options.size)
     reward, reference = model, []
     if MODELS[names[0]].full_reference:
-        reference = [_reference(options, limit).to(device)]
+        reference = [_reference(options, size).to(device)]
         reward = FullReference(model, *reference)
     elif options.reference:
         raise ValueError(f"{options.model} takes no reference; leave --reference out, or use --model bpclip-fr.")
+    reward = at_working_size(reward) if options.size is None else reward
     explain = _explainer(model, options, reference)
     with progress(len(rows), options.model) as bar:
-        for row in _scored(rows, reward, device, limit, explain):
+        for row in _scored(rows, reward, device, size, explain):
             if row.error is not None:
                 say(f"iqguide: {row.error if row.path in row.error else f'{row.path}: {row.error}'}")
             bar.update()
     good = sum(row.error is None for row in rows)
-    reduced = f"short side at most {limit} px" if limit else "at the size of the files"
-    say(f"iqguide: {good} of {len(rows)} images scored by {options.model}, {reduced}.")
+    say(f"iqguide: {good} of {len(rows)} images scored by {options.model}, {size}.")
 
 
-def _reference(options: argparse.Namespace, limit: int | None) -> Tensor:
+def chosen_size(model: nn.Module, size: int | None) -> WorkingSize:
+    """The size at which pictures are scored: the model's own, or what --size says (0: that of the files)."""
+    return working_size(model) if size is None else WorkingSize(most=size or None)
+
+
+def _reference(options: argparse.Namespace, size: WorkingSize) -> Tensor:
     if not options.reference:
         raise ValueError(f"{options.model} compares images with a reference; name it: --reference PATH.")
-    return load_images(options.reference, size=limit or None, enlarge=False)
+    return load_images(options.reference, size=size)
 
 
 def _explainer(model: nn.Module, options: argparse.Namespace, reference: list[Tensor]) -> Explainer | None:
@@ -140,7 +145,7 @@ def _explainer(model: nn.Module, options: argparse.Namespace, reference: list[Te
 
 
 def _scored(
-    rows: list[Row], reward: Reward, device: torch.device, limit: int | None, explain: Explainer | None
+    rows: list[Row], reward: Reward, device: torch.device, size: WorkingSize, explain: Explainer | None
 ) -> Iterator[Row]:
     """Fill in the rows and yield each when it is done; reads no more than one batch ahead."""
     waiting: list[Row] = []
@@ -149,7 +154,7 @@ def _scored(
     def readable() -> Iterator[Tensor]:
         for row in rows:
             try:
-                image = load_images(row.path, size=limit or None, enlarge=False)
+                image = load_images(row.path, size=size)
             except (ImageError, OSError) as error:
                 row.error = one_line(error)
                 bad.append(row)

@@ -3,8 +3,9 @@
 Adapters: `guidance.diffusers` (`guided`, `RewardGuidanceCallback`). They are not imported here.
 """
 
+from ..rewards import Reward
 from .evaluation import Evaluation
-from .gradient import Decoder, Reward, reward_gradient
+from .gradient import Decoder, reward_gradient
 from .reward_guidance import GuidanceRun, RewardGuidance
 
 __all__ = ["Decoder", "Evaluation", "GuidanceRun", "Reward", "RewardGuidance", "reward_gradient"]

@@ -6,14 +6,15 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
+from ..rewards import Reward, margin_of
 from .augmentation import Augmentation
 from .freeze import frozen, modules_of
 
-Reward = Callable[[Tensor], Tensor]
-"""Images (N, 3, H, W), RGB in [0, 1] -> (N,) float32, higher is better, differentiable."""
-
 Decoder = Callable[[Tensor], Tensor]
-"""Latents in the diffusion model's units -> images (N, 3, H, W) in [0, 1], differentiable."""
+"""Latents in the diffusion model's units -> images (N, 3, H, W) RGB in [0, 1], differentiable.
+
+Of a video frames (N, F, 3, H, W), each of which is scored.
+"""
 
 
 def reward_gradient(
@@ -54,7 +55,7 @@ def reward_gradient(
         ordinary copies; no weight collects a gradient. Cost: one decode and one reward, forward and backward, per
         augmentation; these are worked through one after another, so memory does not grow with their number.
     """
-    margin = getattr(reward, "margin", reward)
+    margin = margin_of(reward)
     with torch.inference_mode(False), torch.enable_grad():
         with frozen(modules_of(reward, decoder) if modules is None else modules):
             parts = denoised.detach().clone().float().split(chunk or len(denoised))

@@ -9,11 +9,12 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from ..rewards import Reward
 from .augmentation import draw_augmentations
 from .check_settings import check_settings
 from .evaluation import Evaluation
 from .freeze import modules_of
-from .gradient import Decoder, Reward, reward_gradient
+from .gradient import Decoder, reward_gradient
 from .noise_level import Stage, noise_level_of, ratio_of
 
 logger = logging.getLogger(__name__)

@@ -28,7 +28,7 @@ from .bpclip_blocks import Attention, GatedLocalPooling, Level, PositionalEncodi
 from .bpclip_config import BPCLIPConfig, read_config
 from .checks import check_shape, working_dtype
 from .describe import Description
-from .hub import HubModel, read_saved
+from .hub import HubModel, check_spreads, read_saved
 from .seed import fixed_seed
 from .weights import load_strict
 
@@ -175,6 +175,7 @@ class BPCLIP(nn.Module, HubModel):
         with fixed_seed(0):
             model = cls(config, torch.ones(len(adjectives(config.pairs)), config.text_dim))
         load_strict(model, tensors, path)
+        check_spreads(model, path)
         return model
 
     def saved_config(self) -> dict[str, Any]:

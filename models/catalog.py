@@ -32,7 +32,9 @@ class ModelSpec:
     paper: str | None = None
     """Where the method is described."""
     native_size: int | None = None
-    """Short side in px to which large pictures are best reduced before scoring; models resize nothing themselves."""
+    """Short side in px to which larger pictures are reduced before scoring; models resize nothing themselves."""
+    least_size: int | None = None
+    """Short side in px to which smaller pictures are enlarged before scoring, by measurement: see docs/models.md."""
     min_side: int = 32
     """Smallest height or width in px."""
     score_range: tuple[float, float] = (0.0, 1.0)
@@ -69,6 +71,7 @@ TINY = ModelSpec(
     licence="Apache-2.0",
     filename="tiny.safetensors",
     native_size=512,
+    least_size=128,
     megabytes=4,
 )
 QUALICLIP = ModelSpec(
@@ -192,6 +195,7 @@ MODELS: dict[str, ModelSpec] = {
             "bpclip at a size that trains on a desktop: half-width ResNet-18, 5 million parameters",
             licence="Apache-2.0",
             native_size=512,
+            least_size=96,
             megabytes=10,
         ),
     )

@@ -47,12 +47,12 @@ class ClipConfig:
         check_whole(self, head_width=(1, 1024), embed_dim=(1, 8192), image_size=(14, 2048), text_width=(1, 8192))
         check_whole(self, width=(2, 8192), text_heads=(1, 256), text_layers=(1, 256))
         check_whole(self, context_length=(3, 4096), vocab_size=(2, 2**20))
+        if self.patch is not None:
+            check_whole(self, patch=(1, 256))
         stages = 4 if self.patch is None else 1
         if not isinstance(self.layers, tuple) or len(self.layers) != stages:
             raise ValueError(f"layers are {self.layers!r}; expected {stages} whole numbers.")
         check_whole(self, layers=(1, 256))
-        if self.patch is not None:
-            check_whole(self, patch=(1, 256))
         features = self.width * 32 if self.patch is None else self.width
         for total, part, name in (
             (features, self.head_width, "head_width"),

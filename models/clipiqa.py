@@ -19,7 +19,7 @@ from .antonyms import AntonymScore, check_features, check_rest, load_calibration
 from .clip import encode_prompts, take_apart, with_activation
 from .clip_config import RN50, ClipConfig
 from .clip_towers import picture_tower, random_picture_tower
-from .hub import read_saved
+from .hub import check_spreads, read_saved
 from .seed import fixed_seed
 from .weights import load_strict
 
@@ -86,6 +86,7 @@ class ClipIQA(AntonymScore):
             temperature = saved.get("temperature", 1.0)
         model = cls(tower, features, read_alpha(state.rest, path), temperature, pairs)
         load_calibration(model, state.rest, saved.get("temperature"))
+        check_spreads(model, path)
         return model
 
 

@@ -32,9 +32,10 @@ def create_model(
 
     The model is called with images (N, 3, H, W), RGB in [0, 1], sides of at least 32 px, of any floating dtype, and
     returns scores (N,), higher is better. `margin(images)`, (N,), is the same without saturation, in units of its
-    spread over clean photographs; guidance differentiates it. Neither resizes: large photographs are best resized to
-    the spec's `native_size` first. A picture has the same score alone and in a batch. A full-reference model
-    ("bpclip-fr") takes images and a reference; `iqguide.FullReference(model, reference)` makes it a `Reward`.
+    spread over clean photographs; guidance differentiates it. Neither resizes: `model.spec` is the `ModelSpec`, whose
+    working size `iqguide.rank`, the command and the nodes apply. A picture has the same score alone and in a batch. A
+    full-reference model ("bpclip-fr") takes images and a reference; `iqguide.FullReference(model, reference)` makes it
+    a `Reward`.
 
     Works inside `torch.inference_mode()` too: the parameters are ordinary tensors, so gradients can be taken later.
 
@@ -71,6 +72,7 @@ def create_model(
         device = torch.empty(0).device if device is None else device  # torch 2.4 tells the default no other way
         with torch.device("cpu"):  # files are read there; the move comes last
             model = build(path, **options)
+        model.spec = spec
         return model.to(device=device, dtype=dtype).eval().requires_grad_(False)
 
 

@@ -11,16 +11,19 @@ from typing import Any
 import torch
 from huggingface_hub import PyTorchModelHubMixin, hf_hub_download
 from huggingface_hub.utils import LocalEntryNotFoundError
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ..errors import WeightsError, written_whole
 from .cache import is_offline
+from .catalog import MODELS, ModelSpec
 from .seed import fixed_seed
 from .weights import COUNTER, load_strict, read_weights
 
 FILENAME = "model.safetensors"
+SPREADS = ("margin_std", "pooled_std", "score_scale")
+"""Buffers of calibration that divide, or that a margin is multiplied by."""
 
 
 class HubModel(PyTorchModelHubMixin, library_name="iqguide", tags=["image-quality-assessment"]):
@@ -34,6 +37,9 @@ class HubModel(PyTorchModelHubMixin, library_name="iqguide", tags=["image-qualit
     A class says with `saved_tensors` and `saved_config` what is written, and with `load` how it is read.
     """
 
+    spec: ModelSpec | None = None
+    """What the catalog says of the model; None for one that `create_model` has not made."""
+
     def save(self, path: str | os.PathLike[str], metadata: Mapping[str, str] | None = None) -> None:
         """Write a file that `load` and `create_model(name, weights=path)` read: the whole file, or nothing.
 
@@ -44,13 +50,17 @@ class HubModel(PyTorchModelHubMixin, library_name="iqguide", tags=["image-qualit
         Raises:
             OSError: the file cannot be written; a former file of that name is still there.
         """
-        config = json.dumps({"model": type(self).__name__, **self.saved_config()})
+        config = json.dumps({"model": type(self).__name__, **self._named(), **self.saved_config()})
         tensors = {name: tensor.contiguous().cpu() for name, tensor in self.saved_tensors().items()}
         try:
             with written_whole(path) as unfinished:
                 save_file(tensors, unfinished, {**(metadata or {}), "config": config})
         except SafetensorError as error:  # what safetensors raises for a full disk
             raise OSError(f"cannot write {path}: {error}; free some space or choose another folder.") from error
+
+    def _named(self) -> dict[str, str]:
+        """The name in the catalog, where `create_model` made the model: its working size goes by it."""
+        return {} if self.spec is None else {"name": self.spec.name}
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> nn.Module:
@@ -70,6 +80,7 @@ class HubModel(PyTorchModelHubMixin, library_name="iqguide", tags=["image-qualit
         with fixed_seed(0):
             model = cls()
         load_strict(model, tensors, path)
+        check_spreads(model, path)
         return model
 
     def saved_tensors(self) -> dict[str, Tensor]:
@@ -124,7 +135,10 @@ class HubModel(PyTorchModelHubMixin, library_name="iqguide", tags=["image-qualit
             known = ("revision", "cache_dir", "force_download", "token", "local_files_only")
             path = Path(hf_hub_download(model_id, FILENAME, **{name: options[name] for name in known}))
         with torch.inference_mode(False), torch.device("cpu"):
-            return cls.load(path).to(map_location).eval().requires_grad_(False)
+            model = cls.load(path).to(map_location).eval().requires_grad_(False)
+            with safe_open(path, "pt") as file:
+                model.spec = MODELS.get(json.loads((file.metadata() or {}).get("config", "{}")).get("name"))
+            return model
 
 
 def save_model(model: nn.Module, path: str | os.PathLike[str], metadata: Mapping[str, str] | None = None) -> None:
@@ -151,13 +165,27 @@ def read_saved(path: str | os.PathLike[str], kind: str) -> tuple[dict[str, Tenso
     """
     tensors, metadata = read_weights(path)
     try:
-        config = dict(json.loads(metadata.get("config", "{}")))
-    except (ValueError, TypeError, RecursionError) as error:
+        config = json.loads(metadata.get("config", "{}"))
+    except (ValueError, RecursionError) as error:
         raise bad_config(path, error) from error
+    if not isinstance(config, dict):
+        raise bad_config(path, "no object")
     holds = config.pop("model", kind)
+    config.pop("name", None)  # of the catalog
     if holds != kind:
         raise WeightsError(f"{path} holds a {holds}; expected a {kind}: use {holds}.from_pretrained.")
     return tensors, config
+
+
+def check_spreads(model: nn.Module, path: str | os.PathLike[str]) -> None:
+    """Refuse a model whose calibration is upside down or without a spread: its order or its numbers would be wrong.
+
+    Raises:
+        WeightsError: a spread or a scale is not positive.
+    """
+    for name, buffer in model.named_buffers(recurse=False):
+        if name in SPREADS and not (buffer > 0).all():
+            raise WeightsError(f"{path} holds {buffer.min():g} in {name}; expected positive numbers: it is damaged.")
 
 
 def bad_config(path: str | os.PathLike[str], reason: object) -> WeightsError:

@@ -138,7 +138,7 @@ class AttributeGuidance(io.ComfyNode):
     ) -> io.NodeOutput:
         """Patch a clone."""
         attributes, quality = judge_of(attributes, weights, download, dimensions)
-        reward = Resize(attributes, quality.short_side, enlarge=False)
+        reward = Resize(attributes, quality.size)
         patched = patch_model(
             model,
             RewardGuidance(reward, scale=strength),

@@ -9,8 +9,10 @@ import torch
 from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import io
 
+from ..images import WorkingSize
 from ..models import MODELS, ModelSpec, is_cached, list_models
 from ..models.create import create_model
+from ..rewards import working_size
 from .quality_model import IQ_MODEL, QualityModel
 
 FOLDER = "iqa"
@@ -71,8 +73,8 @@ def load_quality_model(
     model = create_model(name, weights=path, device="cpu", dtype=PRECISIONS[precision], **options)
     devices = comfy.model_management.get_torch_device(), comfy.model_management.unet_offload_device()
     patcher = ModelPatcher(model, *devices)
-    short_side = spec.native_size if resize else None
-    return QualityModel(name, model, (patcher,), spec.full_reference, short_side)
+    size = working_size(model) if resize else WorkingSize()
+    return QualityModel(name, model, (patcher,), spec.full_reference, size)
 
 
 class LoadQualityModel(io.ComfyNode):
@@ -116,8 +118,8 @@ class LoadQualityModel(io.ComfyNode):
                 io.Boolean.Input(
                     "resize",
                     default=True,
-                    tooltip="Reduce pictures to the size that the model was made for before scoring them. Scores of "
-                    "very large pictures mean little otherwise.",
+                    tooltip="Bring pictures to the size that the model was made for before scoring them. Scores of "
+                    "very large and very small pictures mean little otherwise.",
                     advanced=True,
                 ),
             ],

@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import comfy.model_management
@@ -12,7 +12,7 @@ from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import io
 from torch import Tensor
 
-from ..images import resize_short_side
+from ..images import WorkingSize, resize_short_side
 from ..rerank import equal_sized, mean_rank, score_finite
 from ..rewards import FullReference, Resize, Reward
 
@@ -39,8 +39,8 @@ class QualityModel:
     full_reference: bool = False
     """Whether a picture to compare with is needed."""
 
-    short_side: int | None = None
-    """Larger pictures are reduced to this before they are scored, in pixels; None for never."""
+    size: WorkingSize = field(default_factory=WorkingSize)
+    """Between which short sides, in pixels, pictures are scored."""
 
     members: tuple["QualityModel", ...] = ()
     """Models whose ranks are averaged; such a model has no reward of its own and no gradient."""
@@ -66,13 +66,11 @@ class QualityModel:
             return self._resized(self.reward)
         if reference is None or len(reference) != 1:
             raise ValueError(f"{self.name} compares with a picture; connect one picture to the input reference.")
-        picture = to_pictures(reference)
-        if self.short_side is not None:
-            picture = resize_short_side(picture, self.short_side, enlarge=False)
+        picture = resize_short_side(to_pictures(reference), self.size)
         return self._resized(FullReference(self.reward, picture))
 
     def _resized(self, reward: Reward) -> Reward:
-        return reward if self.short_side is None else Resize(reward, self.short_side, enlarge=False)
+        return Resize(reward, self.size)
 
 
 def to_pictures(images: Tensor) -> Tensor:
@@ -144,8 +142,6 @@ def explain(model: QualityModel, image: Tensor) -> dict[str, dict[str, float]]:
     describe = getattr(model.reward, "describe", None)
     if describe is None or model.full_reference:
         return {}
-    picture = to_pictures(image[None].to(comfy.model_management.get_torch_device()))
-    if model.short_side is not None:
-        picture = resize_short_side(picture, model.short_side, enlarge=False)
+    picture = resize_short_side(to_pictures(image[None].to(comfy.model_management.get_torch_device())), model.size)
     with torch.no_grad():
         return describe(picture).parts

@@ -1,42 +1,39 @@
-"""Score a whole data set into a table, 512 pixels high or wide; broken files are left out and named.
+"""Score a whole data set into a table, at the model's working size; broken files are left out and named.
 
 python recipes/score_dataset.py photos/ scores.csv
 """
 
 import argparse
 import csv
-import sys
+import logging
 from pathlib import Path
 
-import torch
-
 import iqguide
-from iqguide.errors import ImageError
 from iqguide.pictures.listing import list_pictures
-from iqguide.rerank import equal_sized
+from iqguide.rewards import working_size
+from iqguide.spreadsheets import safe_row
 
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("table", type=Path)
-    args, device = parser.parse_args(arguments), "cuda" if torch.cuda.is_available() else "cpu"
-    listing = list_pictures([args.folder])
-    print(*listing.remarks(), sep="\n", file=sys.stderr)
-    model, read = iqguide.create_model("tiny", device=device), []
-
-    def images():
-        for path in listing.files:
-            try:
-                yield iqguide.load_images(path, size=512)
-                read.append(path)
-            except ImageError as error:
-                print(error, file=sys.stderr)
-
-    if not (scores := [model(torch.cat(batch).to(device)) for batch in equal_sized(images(), 16)]):
+    parser.add_argument("folder")
+    parser.add_argument("table", type=Path, help="a new file")
+    parser.add_argument("--device", default="cpu")
+    args = parser.parse_args(arguments)
+    if args.table.exists():
+        parser.error(f"{args.table} exists already; choose another name.")
+    model, listing = iqguide.create_model("tiny", device=args.device), list_pictures([args.folder])
+    logging.warning("\n".join(listing.remarks()))
+    rows = [("path", "score")]
+    for path in listing.files:
+        try:
+            rows.append((path, model(iqguide.load_images(path, size=working_size(model)).to(args.device)).item()))
+        except ValueError as error:
+            logging.warning(error)
+    if len(rows) == 1:
         parser.error(f"{args.folder} holds no picture that can be read; expected a folder of pictures.")
-    with args.table.open("w", newline="") as file:
-        csv.writer(file).writerows([("path", "score"), *zip(read, torch.cat(scores).tolist(), strict=True)])
+    with args.table.open("x", encoding="utf-8", newline="") as file:
+        csv.writer(file).writerows(map(safe_row, rows))
 
 
 if __name__ == "__main__":

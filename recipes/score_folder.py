@@ -10,8 +10,8 @@ from pathlib import Path
 import torch
 
 import iqguide
-from iqguide.errors import ImageError
 from iqguide.pictures.listing import list_pictures
+from iqguide.rewards import working_size
 
 
 @torch.inference_mode()
@@ -23,14 +23,13 @@ def main(arguments: list[str] | None = None) -> None:
     args = parser.parse_args(arguments)
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    model = iqguide.create_model(args.model, device=device)
-    scores: dict[Path, float] = {}
-    listing = list_pictures([args.folder])
+    model, listing = iqguide.create_model(args.model, device=device), list_pictures([args.folder])
     print(*listing.remarks(), sep="\n", file=sys.stderr)
+    scores: dict[Path, float] = {}
     for path in listing.files:
         try:
-            scores[path] = model(iqguide.load_images(path, size=args.size).to(device)).item()
-        except ImageError as error:
+            scores[path] = model(iqguide.load_images(path, size=args.size or working_size(model)).to(device)).item()
+        except ValueError as error:
             print(error, file=sys.stderr)
     for path in sorted(scores, key=scores.get, reverse=True):
         print(f"{scores[path]:.3f}  {path}")

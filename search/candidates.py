@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ..rerank import best_first, score_finite
+from ..rewards import at_working_size
 from .calls import check_count, pictures_of, seeded_generators
 from .initial_noise import recording_noise, unscaled
 from .result import (
@@ -98,7 +99,7 @@ def score_candidates(
     scores = torch.full((len(images),), math.nan)
     if shown.any():
         frames = images[shown].flatten(0, -4)
-        scores[shown.cpu()] = score_finite(frames, reward).view(int(shown.sum()), -1).mean(1)
+        scores[shown.cpu()] = score_finite(frames, at_working_size(reward)).view(int(shown.sum()), -1).mean(1)
     failures = [NOT_FINITE if not is_finite else BLANKED for is_finite in finite.tolist()]
     for index in shown.nonzero().flatten().tolist():
         failures[index] = None if scores[index].isfinite() else NO_SCORE

@@ -15,7 +15,9 @@ PACKAGES = ("pictures", "models", "guidance", "search", "nodes", "training", "cl
 TABLE = {
     "errors": (set(), set()),
     "pictures": ({"errors"}, {"numpy", "PIL", "pillow_heif", "pillow_jxl"}),
-    "images": ({"errors", "pictures"}, {"torch", "numpy", "PIL"}),
+    "spreadsheets": (set(), set()),
+    "resize": ({"errors", "pictures"}, {"torch"}),
+    "images": ({"errors", "pictures", "resize"}, {"torch", "numpy", "PIL"}),
     "charts": (set(), {"PIL"}),
     "rewards": ({"images"}, {"torch"}),
     "rerank": ({"images", "rewards"}, {"torch", "numpy", "PIL", "tqdm"}),
@@ -23,7 +25,7 @@ TABLE = {
         {"errors"},
         {"torch", "numpy", "safetensors", "huggingface_hub", "open_clip", "timm", "transformers", "tqdm", "xformers"},
     ),
-    "guidance": (set(), {"torch"}),
+    "guidance": ({"rewards"}, {"torch"}),
     "guidance.diffusers": ({"guidance"}, {"torch", "diffusers"}),
     "guidance.comfy": ({"guidance"}, {"torch", "comfy", "folder_paths"}),
     "search": (
@@ -38,7 +40,7 @@ TABLE = {
     "search.result": ({"rerank"}, {"torch"}),  # the same
     "nodes": (
         {
-            *{"images", "rewards", "rerank", "models", "guidance", "guidance.comfy"},
+            *{"images", "spreadsheets", "rewards", "rerank", "models", "guidance", "guidance.comfy"},
             *{"search.comfy", "search.halving", "search.result"},
         },
         {"torch", "PIL", "comfy", "comfy_api", "comfy_execution", "folder_paths", "server"},

@@ -21,6 +21,7 @@ from iqguide.cli import draw as cli_draw
 from iqguide.cli import pipelines
 from iqguide.cli import score as cli_score
 from iqguide.images import resize_short_side, save_image, to_tensor
+from iqguide.rewards import working_size
 from iqguide.search.halving import HALVING
 
 COMMANDS = ("demo", "score", "rank", "sample", "evaluate", "models", "env")
@@ -168,7 +169,9 @@ def test_an_interrupt_is_no_traceback(run, monkeypatch, folder):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(cli_score, "load_named", interrupted)
-    assert run("score", folder) == (130, "", "iqguide: interrupted.\n")
+    status, out, err = run("score", folder)
+    assert (status, out) == (130, "")
+    assert err.endswith("\niqguide: interrupted.\n")
 
 
 def test_a_defect_keeps_its_traceback(run, monkeypatch, folder):
@@ -198,7 +201,7 @@ def test_score_json_is_the_contract(run, folder, model):
     assert [row["path"] for row in rows] == [str(folder / name) for name in ("a.PNG", "b.png", "c.png")]
     for row in rows:
         assert row["error"] is None
-        assert row["score"] == pytest.approx(score_of(model, row["path"]), abs=1e-5)
+        assert row["score"] == pytest.approx(score_of(model, row["path"], working_size(model)), abs=1e-5)
     assert "3 of 3 images scored by tiny" in err
 
 
@@ -266,9 +269,9 @@ def test_batches_are_bounded_and_change_nothing(run, folder, monkeypatch):
     shapes = []
     score_batch = cli_score.score_batch
     monkeypatch.setattr(cli_score, "score_batch", lambda x, m: shapes.append(tuple(x.shape)) or score_batch(x, m))
-    monkeypatch.setattr(cli_score, "BATCH_PIXELS", 2 * 40 * 48)
+    monkeypatch.setattr(cli_score, "BATCH_PIXELS", 2 * 128 * 154)
     bounded = json.loads(run("score", folder, "--recursive", "--json", *RANDOM)[1])
-    assert shapes == [(2, 3, 40, 48), (1, 3, 96, 64), (1, 3, 40, 48)]
+    assert shapes == [(2, 3, 128, 154), (1, 3, 192, 128), (1, 3, 128, 154)]
     for one, other in zip(whole, bounded, strict=True):
         assert one["score"] == pytest.approx(other["score"], abs=1e-5)
 
@@ -404,7 +407,7 @@ def test_samples_are_what_the_pipeline_makes(sample, pipeline, model):
         direct = pipe("a cat", num_inference_steps=STEPS, height=32, width=32, generator=generator).images[0]
         np.testing.assert_array_equal(pictures[r["seed"]], np.asarray(direct))
         with torch.no_grad():
-            assert r["score"] == pytest.approx(model(to_tensor(direct)).item(), abs=1e-5)
+            assert r["score"] == pytest.approx(model(to_tensor(direct, size=128)).item(), abs=1e-5)
 
 
 def test_best_of_n_keeps_the_best_of_its_candidates(sample):

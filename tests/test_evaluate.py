@@ -150,7 +150,7 @@ def test_json_is_the_contract_and_agrees_with_scipy(run, table, tmp_path):
     rows = list(csv.DictReader((tmp_path / "scores.csv").read_text().splitlines()))
     scores, mos = ([float(row[name]) for row in rows] for name in ("score", "mos"))
     model = create_model("tiny", weights="random")
-    assert scores == pytest.approx([model(load_images(row["image"])).item() for row in rows], abs=1e-6)
+    assert scores == pytest.approx([model(load_images(row["image"], size=128)).item() for row in rows], abs=1e-6)
     assert found["srcc"] == pytest.approx(stats.spearmanr(scores, mos)[0])
     assert found["plcc"] == pytest.approx(stats.pearsonr(scores, mos)[0])
     assert found["krcc"] == pytest.approx(stats.kendalltau(scores, mos)[0])
@@ -174,7 +174,7 @@ def test_table_for_people_and_plot(run, table, tmp_path):
     status, out, _ = run("evaluate", "--dataset", "csv", "--root", table, "--plot", tmp_path / "plot.png", *RANDOM)
     assert status == 0
     lines = out.splitlines()
-    assert lines[0] == "tiny on csv: 30 images, short side at most 512 px"
+    assert lines[0] == "tiny on csv: 30 images, short side at least 128 and at most 512 px"
     assert [line.split("  ")[-1] for line in lines[1:5]] == [
         *("SRCC", "PLCC", "PLCC after the four-parameter logistic", "KRCC")
     ]

@@ -27,8 +27,8 @@ RANDOM = {
 # 5. Mended there before: the indexing in impulse_noise and a size-1 array in spline, which numpy 2 refuses; the square
 # roots in the disk of fspecial, which are those of MATLAB for radius 1 only; the sort in color_shift, of which it reads
 # the indices; the crop of imscatter, whose rows and columns are swapped; the copy of a patch onto itself in
-# non_eccentricity_patch. As it is published the last levels of lens_blur, color_shift, jitter and
-# non_eccentricity_patch give 19.00, 25.43, 18.55 and 16.59 dB.
+# non_eccentricity_patch; the cut to whole 255ths after CIELAB, which takes one from values that rounding has moved
+# down (0.01 is added before it). docs/training.md says what each of these is worth in dB.
 ARNIQA = {
     "gaussian_blur": (60.0, 31.55, 23.75, 20.67, 18.25),
     "lens_blur": (26.44, 22.64, 19.83, 18.84, 18.28),
@@ -36,7 +36,7 @@ ARNIQA = {
     "color_diffusion": (23.62, 13.45, 10.91, 10.03, 8.82),
     "color_shift": (31.2, 26.94, 26.32, 25.6, 25.52),
     "color_saturation1": (12.69, 10.19, 9.17, 8.25, 6.32),
-    "color_saturation2": (51.15, 15.47, 13.69, 12.01, 10.15),
+    "color_saturation2": (60.0, 15.47, 13.69, 12.01, 10.15),
     "jpeg2000": (27.94, 25.72, 24.18, 20.26, 19.12),
     "jpeg": (24.7, 24.37, 23.66, 21.11, 19.42),
     "white_noise": (30.18, 27.2, 25.48, 23.34, 20.5),
@@ -297,6 +297,15 @@ def test_sharpening_is_unsharp_masking_of_lightness(picture):
 # --- what all of them keep ---
 
 
+def test_every_value_of_8_bits_comes_back_whole_from_cielab():
+    """float32 moves some of the 2**24 colours by 0.003 of a 255th, in which direction depends on the processor."""
+    values = torch.arange(256) / 255
+    for blue in values[::15]:
+        green, red = torch.meshgrid(values, values, indexing="ij")
+        colours = torch.stack([red, green, blue.expand(256, 256)])[None]
+        torch.testing.assert_close(published.color_saturation2(colours, one(1)), colours, rtol=0, atol=1e-6)
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_pictures_stay_pictures_and_the_given_ones_are_left_alone(batch, name, device):
     given = batch.to(device)
@@ -333,7 +342,7 @@ def test_a_batch_gives_what_one_at_a_time_gives(batch, name):
     level = torch.tensor([0, 4, 2])
     alone = [published.distort(batch[i : i + 1], name, level[i : i + 1]) for i in range(3)]
     difference = (published.distort(batch, name, level) - torch.cat(alone)).abs()
-    assert difference.mean() < 2e-6  # where values are cut to whole 255ths, rounding may cost one
+    assert difference.mean() < 2e-6  # rounding costs one 255th where it moves a value over an edge: 11 of 21465 values
 
 
 def test_severity_says_which_levels_are_equal(picture):

@@ -455,7 +455,7 @@ def test_multi_gpu_sweep_draws_what_is_missing(tmp_path, recipe, tiny_sd, capsys
         (tmp_path / "new" / "sweep" / "00002.png").unlink()
 
 
-def test_score_dataset_writes_a_table(tmp_path, recipe, capsys):
+def test_score_dataset_writes_a_table(tmp_path, recipe, caplog):
     texture(np.random.default_rng(0), 64).save(tmp_path / "a.png")
     texture(np.random.default_rng(1), 48).save(tmp_path / "c.jpg")
     (tmp_path / "b.jpg").write_text("no picture")
@@ -464,21 +464,23 @@ def test_score_dataset_writes_a_table(tmp_path, recipe, capsys):
     assert head == ["path", "score"]
     assert [path for path, _ in rows] == [str(tmp_path / "a.png"), str(tmp_path / "c.jpg")]
     with torch.no_grad():
-        expected = create_model("tiny")(load_images(tmp_path / "c.jpg", size=512)).item()
+        expected = create_model("tiny")(load_images(tmp_path / "c.jpg", size=128)).item()
     assert float(rows[1][1]) == pytest.approx(expected, abs=1e-5)
-    assert "b.jpg" in capsys.readouterr().err
+    assert "b.jpg" in caplog.text
 
 
 @pytest.mark.parametrize("broken", [0, 1])
-def test_score_dataset_without_pictures_leaves_the_table_alone(tmp_path, recipe, capsys, broken):
+def test_score_dataset_leaves_a_table_alone_and_writes_none_without_pictures(tmp_path, recipe, capsys, broken):
     (tmp_path / "photos").mkdir()
     for number in range(broken):
         (tmp_path / "photos" / f"{number}.jpg").write_text("no picture")
     (tmp_path / "scores.csv").write_text("what there was")
-    with pytest.raises(SystemExit):
-        recipe("score_dataset").main([str(tmp_path / "photos"), str(tmp_path / "scores.csv")])
-    assert "photos holds no picture that can be read" in capsys.readouterr().err
+    for table, said in (("scores.csv", "scores.csv exists already"), ("new.csv", "photos holds no picture that can")):
+        with pytest.raises(SystemExit):
+            recipe("score_dataset").main([str(tmp_path / "photos"), str(tmp_path / table)])
+        assert said in capsys.readouterr().err
     assert (tmp_path / "scores.csv").read_text() == "what there was"
+    assert not (tmp_path / "new.csv").exists()
 
 
 @pytest.mark.parametrize("script", SCRIPTS)

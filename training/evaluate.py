@@ -10,10 +10,10 @@ import numpy as np
 import torch
 from accelerate import PartialState
 from accelerate.utils import gather_object, parse_flag_from_env
-from torch import Tensor, nn
+from torch import nn
 from tqdm import tqdm
 
-from ..images import load_images
+from ..images import WorkingSize, load_images
 from ..pictures.opening import check_headers
 from .correlation import correlations, intervals
 from .datasets import Sample, official_split, seeded_splits
@@ -39,14 +39,14 @@ def distributed_device() -> tuple[torch.device | None, bool]:
 
 @torch.no_grad()
 def score_samples(
-    model: nn.Module, samples: Sequence[Sample], short_side: int | None, device: torch.device, full_reference: bool
+    model: nn.Module, samples: Sequence[Sample], size: WorkingSize, device: torch.device, full_reference: bool
 ) -> np.ndarray:
     """The model's score of each sample, in order; every process gets all of them.
 
     Args:
         model: images, and references where it takes them -> (N,); on the device.
         samples: what to score.
-        short_side: larger pictures are reduced to this short side in px first; None or 0 for never.
+        size: between which short sides pictures are scored.
         device: of the model.
         full_reference: whether the model compares with the samples' references.
 
@@ -65,19 +65,15 @@ def score_samples(
     found = []
     for index in tqdm(mine, desc="scoring", unit="image", disable=not state.is_main_process, delay=1):
         sample = samples[index]
-        given = [_read(sample.image, short_side, device)]
+        given = [load_images(sample.image, size=size).to(device)]
         if full_reference:
-            given.append(_read(sample.reference, short_side, device))
+            given.append(load_images(sample.reference, size=size).to(device))
         score = model(*given).item()
         if score != score:
             raise ValueError(f"{sample.image} has the score NaN; look at the weights of the model.")
         found.append((index, score))
     everything = gather_object(found)
     return np.array([score for _, score in sorted(everything)])
-
-
-def _read(path: Any, short_side: int | None, device: torch.device) -> Tensor:
-    return load_images(path, size=short_side or None, enlarge=False).to(device)
 
 
 def chosen(samples: Sequence[Sample], protocol: str) -> list[int]:

@@ -29,7 +29,7 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from ..errors import atomic_write, make_folder, one_sentence
-from ..images import MIN_SIDE, load_images, resize_short_side
+from ..images import MIN_SIDE, WorkingSize, load_images, resize_short_side
 from ..models.learned_prompts import TEXTS, PromptTuning, save_prompts, start_tuning
 from . import objectives
 from .correlation import correlations
@@ -177,7 +177,9 @@ def measure(
     tuning: PromptTuning, held_out: list[Sample], config: PromptConfig, accelerator: Accelerator
 ) -> dict[str, float]:
     """Agreement with people on the held-out part, whole pictures."""
-    scores = score_samples(tuning, held_out, config.short_side, accelerator.device, full_reference=False)
+    scores = score_samples(
+        tuning, held_out, WorkingSize(most=config.short_side or None), accelerator.device, full_reference=False
+    )
     return correlations(
         scores, torch.tensor([sample.normalised_mos for sample in held_out], dtype=torch.float64).numpy()
     )

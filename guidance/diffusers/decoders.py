@@ -15,17 +15,11 @@ import torch
 from diffusers import AutoencoderTiny
 from torch import Tensor, nn
 
-from ..gradient import clamp_towards_range
+from ..gradient import Decoder, clamp_towards_range
 from .latents import Family, Grid, as_given, family_of
 from .replace import observed
 
 logger = logging.getLogger(__name__)
-
-Decoder = Callable[[Tensor], Tensor]
-"""Latents as the scheduler's `step` sees them -> images (N, 3, H, W) RGB in [0, 1], differentiable.
-
-Of a video frames (N, F, 3, H, W), each of which is scored.
-"""
 
 _HOST_HOOKS = ("_hf_hook", "_diffusers_hook", "_old_forward", "forward")  # set on instances by offloading
 
