@@ -26,7 +26,7 @@ MAX_ALPHA = 1e6
 
 
 class AntonymScore(nn.Module, HubModel):
-    """A CLIP picture tower read through P pairs of prompts, (positive, negative).
+    """A CLIP vision tower read through P pairs of prompts, (positive, negative).
 
     With x the picture's feature and t the prompts' features, all of length one, the logit of pair j is
 
@@ -39,7 +39,7 @@ class AntonymScore(nn.Module, HubModel):
     `pairs`, which a sub-class sets, names the columns of `scores`.
 
     Args:
-        visual: a picture tower of `clip_towers`.
+        visual: a vision tower of `clip_towers`.
         prompts_features: (2 P, E), positive and negative in turn, of any length.
         alpha: scale of the cosines, 100 in OpenAI's CLIP.
         temperature: divides the logits; larger is softer.

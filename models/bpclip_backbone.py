@@ -1,4 +1,4 @@
-"""What a BPCLIP sees with: a ResNet of timm."""
+"""The backbone of a BPCLIP: a ResNet of timm."""
 
 from __future__ import annotations
 

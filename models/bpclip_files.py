@@ -98,7 +98,7 @@ def encode_adjectives(config: BPCLIPConfig, path: Path, quick_gelu: bool | None 
     Raises:
         WeightsError: there is no text tower in the file, or it has another layout.
     """
-    from .clip import encode_prompts, take_apart, with_activation  # open_clip takes seconds to import
+    from .clip import encode_prompts, split_checkpoint, with_activation  # open_clip takes seconds to import
 
     state = read_weights(path)[0]
     names = {name.removeprefix("clip_model."): tensor for name, tensor in state.items()}
@@ -115,7 +115,7 @@ def encode_adjectives(config: BPCLIPConfig, path: Path, quick_gelu: bool | None 
     )
     prompts = [config.template.format(word) for word in adjectives(config.pairs)]
     sizes = with_activation(sizes, path, quick_gelu)
-    return encode_prompts(prompts, take_apart(state, sizes, path).text, sizes, path)
+    return encode_prompts(prompts, split_checkpoint(state, sizes, path).text, sizes, path)
 
 
 def _imagenet(config: BPCLIPConfig) -> dict[str, Tensor]:

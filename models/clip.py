@@ -95,14 +95,14 @@ class ClipState:
     """A checkpoint taken apart."""
 
     picture: dict[str, Tensor]
-    """Tensors of the picture tower."""
+    """Tensors of the vision tower."""
     text: dict[str, Tensor]
     """Tensors of the text tower, or nothing."""
     rest: dict[str, Tensor]
     """`logit_scale` and what else is neither."""
 
 
-def take_apart(state: Mapping[str, Tensor], config: ClipConfig, source: object) -> ClipState:
+def split_checkpoint(state: Mapping[str, Tensor], config: ClipConfig, source: object) -> ClipState:
     """Split a checkpoint into towers, and hold the text part to its layout: all of it, or none of it.
 
     Args:

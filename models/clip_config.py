@@ -16,19 +16,19 @@ class ClipConfig:
     """
 
     layers: tuple[int, ...] = (3, 4, 6, 3)
-    """Blocks of the four stages of a ResNet picture tower, or blocks of a ViT, alone in the tuple."""
+    """Blocks of the four stages of a ResNet vision tower, or blocks of a ViT, alone in the tuple."""
     width: int = 64
     """Channels of the stem of a ResNet, whose features have 32 times as many; channels of a ViT."""
     patch: int | None = None
     """Side in px of the patches of a ViT; None for a ResNet."""
     head_width: int = 64
-    """Channels of one head of the picture tower's attention."""
+    """Channels of one head of the vision tower's attention."""
     embed_dim: int = 1024
     """Size of the space that pictures and texts share."""
     image_size: int = 224
     """Side in px of the training pictures, for which the positional embedding is made."""
     positions: bool = False
-    """Whether the picture tower adds its positional embedding, resized to the picture; CLIP-IQA leaves it out."""
+    """Whether the vision tower adds its positional embedding, resized to the picture; CLIP-IQA leaves it out."""
     text_width: int = 512
     """Channels of the text tower."""
     text_heads: int = 8

@@ -80,8 +80,8 @@ def resized_positions(embedding: Tensor, count: int) -> Tensor:
     return F.interpolate(rows, size=(count, embedding.shape[1]), mode="bicubic")[0, 0].to(embedding.dtype)
 
 
-def picture_tower(config: ClipConfig = RN50) -> ModifiedResNet | VisionTransformer:
-    """A float32 picture tower, not loaded: pictures (N, 3, H, W), normalised, at least 32 px -> (N, embed_dim)."""
+def vision_tower(config: ClipConfig = RN50) -> ModifiedResNet | VisionTransformer:
+    """A float32 vision tower, not loaded: pictures (N, 3, H, W), normalised, at least 32 px -> (N, embed_dim)."""
     if config.patch is not None:
         return VisionTransformer(config).float()
     features = config.width * 32
@@ -93,9 +93,9 @@ def picture_tower(config: ClipConfig = RN50) -> ModifiedResNet | VisionTransform
     return tower.float()
 
 
-def random_picture_tower(config: ClipConfig = RN50) -> ModifiedResNet | VisionTransformer:
-    """A picture tower whose random weights keep the signal alive to the end (open_clip's own start lets it die out)."""
-    tower = picture_tower(config)
+def random_vision_tower(config: ClipConfig = RN50) -> ModifiedResNet | VisionTransformer:
+    """A vision tower whose random weights keep the signal alive to the end (open_clip's own start lets it die out)."""
+    tower = vision_tower(config)
     for name, parameter in tower.named_parameters():
         if parameter.ndim == 4:
             nn.init.kaiming_normal_(parameter, nonlinearity="relu")

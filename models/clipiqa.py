@@ -16,9 +16,9 @@ from torch import Tensor, nn
 
 from ..errors import WeightsError
 from .antonyms import AntonymScore, check_features, check_rest, load_calibration, read_alpha, read_settings
-from .clip import encode_prompts, take_apart, with_activation
+from .clip import encode_prompts, split_checkpoint, with_activation
 from .clip_config import RN50, ClipConfig
-from .clip_towers import picture_tower, random_picture_tower
+from .clip_towers import random_vision_tower, vision_tower
 from .hub import check_spreads, read_saved
 from .seed import fixed_seed
 from .weights import load_strict
@@ -30,7 +30,7 @@ class ClipIQA(AntonymScore):
     """CLIP-IQA: one score per pair from `scores(images)`, (N, P); their mean from the call. See `AntonymScore`.
 
     Args:
-        visual: a picture tower of `clip_towers`.
+        visual: a vision tower of `clip_towers`.
         prompts_features: (2 P, E), positive and negative in turn.
         alpha: scale of the cosines.
         temperature: divides the logits; 1 in the paper.
@@ -67,7 +67,7 @@ class ClipIQA(AntonymScore):
             )
         config = saved["clip"] if saved else with_activation(config, Path(path), quick_gelu)
         pairs = saved.get("pairs", pairs or PAIRS)
-        state = take_apart(tensors, config, path)
+        state = split_checkpoint(tensors, config, path)
         check_rest(state.rest, path)
         if saved:
             features = state.rest.get("prompts_features", torch.empty(0))
@@ -80,7 +80,7 @@ class ClipIQA(AntonymScore):
             )
         check_features(features, len(pairs), config.embed_dim, path)
         with fixed_seed(0):
-            tower = picture_tower(config)
+            tower = vision_tower(config)
         load_strict(tower, state.picture, path)
         if temperature is None:
             temperature = saved.get("temperature", 1.0)
@@ -121,7 +121,7 @@ def build(
         return ClipIQA.load(weights, pairs=pairs, temperature=temperature, quick_gelu=quick_gelu, config=config)
     pairs = pairs or PAIRS
     with fixed_seed(seed):
-        tower, features = random_picture_tower(config), torch.randn(2 * len(pairs), config.embed_dim)
+        tower, features = random_vision_tower(config), torch.randn(2 * len(pairs), config.embed_dim)
     return ClipIQA(tower, features, 100.0, 1.0 if temperature is None else temperature, pairs)
 
 

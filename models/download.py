@@ -87,12 +87,12 @@ def _transfer(url: str, part: Path, name: str, *, resume: bool) -> None:
         except Exception as error:
             if isinstance(error, HfHubHTTPError) and error.response.status_code == 416:  # it was whole already
                 return None
-            if not _is_of_the_line(error) or attempt == ATTEMPTS:
+            if not _connection_broke(error) or attempt == ATTEMPTS:
                 raise _explained(error, url) from error
         time.sleep(PAUSE_S)  # not every version of the client tries again by itself
 
 
-def _is_of_the_line(error: Exception) -> bool:
+def _connection_broke(error: Exception) -> bool:
     """Whether the connection broke; else the server or the disk has refused."""
     of_the_disk = isinstance(error, OSError) and error.errno is not None and not isinstance(error, ConnectionError)
     return not of_the_disk and not isinstance(error, HfHubHTTPError)
@@ -102,7 +102,7 @@ def _explained(error: Exception, url: str) -> Exception:
     """An error of the transfer for people; the clients' own differ from version to version."""
     if isinstance(error, HfHubHTTPError):
         return WeightsError(f"{url} answers {error.response.status_code}.")
-    if not _is_of_the_line(error):
+    if not _connection_broke(error):
         return error
     reason = next(iter(str(error).splitlines()), type(error).__name__)
     return WeightsError(f"cannot download {url} ({reason}); try it again later.")

@@ -1,4 +1,4 @@
-"""EfficientNet-Lite0 without its classifier: the pretrained eyes of `lite` and of `bpclip-mini`.
+"""EfficientNet-Lite0 without its classifier: the pretrained backbone of `lite` and of `bpclip-mini`.
 
 Tan and Le (2019), "EfficientNet", https://arxiv.org/abs/1905.11946. The Lite variant (no squeeze-and-excitation,
 ReLU6) and its ImageNet weights are TensorFlow's (Apache-2.0), so the padding is too. Module for module the same as

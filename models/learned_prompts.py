@@ -27,9 +27,9 @@ from . import clipiqa, qualiclip
 from .antonyms import AntonymScore, read_alpha
 from .cache import find_weights
 from .catalog import get_spec
-from .clip import take_apart, with_activation
+from .clip import split_checkpoint, with_activation
 from .clip_config import RN50, VIT_L14, ClipConfig
-from .clip_towers import picture_tower, random_picture_tower, text_tower
+from .clip_towers import random_vision_tower, text_tower, vision_tower
 from .seed import fixed_seed
 from .weights import check_numbers, load_strict, read_weights
 
@@ -139,7 +139,7 @@ def build_plus(
         family, config = family_of(name), config or CONFIGS.get(name, RN50)
         with fixed_seed(seed):
             features = torch.randn(len(TEXTS[family]), config.embed_dim)
-            tower = random_picture_tower(config)
+            tower = random_vision_tower(config)
         return CLASSES[family](tower, features, 100.0, TEMPERATURES[family] if temperature is None else temperature)
     tuning = start_tuning(name, base=base, temperature=temperature, quick_gelu=quick_gelu, config=config)
     load_prompts(tuning.prompts, weights)
@@ -160,12 +160,12 @@ def start_tuning(
     """A QualiCLIP+ or CLIP-IQA+ whose context, normal with 0.02, is to be learned; arguments as `build_plus`."""
     family, path = family_of(name), find_weights(get_spec(name).base, base)
     config = with_activation(config or CONFIGS.get(name, RN50), path, quick_gelu)
-    state = take_apart(read_weights(path)[0], config, path)
+    state = split_checkpoint(read_weights(path)[0], config, path)
     if not state.text:
         raise WeightsError(f"{path} has no text tower, which {name} needs to read its prompts; give a whole CLIP.")
     temperature = TEMPERATURES[family] if temperature is None else temperature
     with fixed_seed(seed):
-        tower, visual = text_tower(config), picture_tower(config)
+        tower, visual = text_tower(config), vision_tower(config)
         load_strict(tower, state.text, path)
         load_strict(visual, state.picture, path)
         prompts = LearnedPrompts(TEXTS[family], tower)

@@ -1,4 +1,4 @@
-"""`lite`: the quality model that scores, ranks and judges by default, with pretrained eyes.
+"""`lite`: the quality model that scores, ranks and judges by default, on pretrained features.
 
 An EfficientNet-Lite0 that has seen ImageNet, fine-tuned on people's scores and on ladders of degradations, those of
 generated pictures among them. All its stages are pooled over the whole picture, so any size from 32 px up works.

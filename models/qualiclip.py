@@ -16,9 +16,9 @@ import torch
 
 from ..errors import WeightsError
 from .antonyms import AntonymScore, check_features, check_rest, load_calibration, read_alpha, read_settings
-from .clip import encode_prompts, take_apart, with_activation
+from .clip import encode_prompts, split_checkpoint, with_activation
 from .clip_config import RN50, ClipConfig
-from .clip_towers import picture_tower, random_picture_tower
+from .clip_towers import random_vision_tower, vision_tower
 from .hub import check_spreads, read_saved
 from .seed import fixed_seed
 from .weights import load_strict
@@ -61,7 +61,7 @@ class QualiCLIP(AntonymScore):
         config = saved.get("clip", config)
         if temperature is None:
             temperature = saved.get("temperature", default) if preset == "paper" else default
-        state = take_apart(tensors, config, path)
+        state = split_checkpoint(tensors, config, path)
         check_rest(state.rest, path)
         features = state.rest.get("prompts_features")
         if features is None:
@@ -70,7 +70,7 @@ class QualiCLIP(AntonymScore):
             features = encode_prompts(PROMPTS, state.text, with_activation(config, Path(path), quick_gelu), path)
         check_features(features, len(PAIRS), config.embed_dim, path)
         with fixed_seed(0):
-            tower = picture_tower(config)
+            tower = vision_tower(config)
         load_strict(tower, state.picture, path)
         if alpha is None:
             bare = not state.text and not state.rest.keys() & {"alpha", "logit_scale"}
@@ -113,5 +113,5 @@ def build(
         return QualiCLIP.load(weights, preset=preset, temperature=temperature, quick_gelu=quick_gelu, config=config)
     default, alpha = PRESETS[preset]
     with fixed_seed(seed):
-        tower, features = random_picture_tower(config), torch.randn(len(PROMPTS), config.embed_dim)
+        tower, features = random_vision_tower(config), torch.randn(len(PROMPTS), config.embed_dim)
     return QualiCLIP(tower, features, alpha or ALPHA, default if temperature is None else temperature)

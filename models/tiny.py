@@ -1,8 +1,8 @@
 """`tiny`: the small quality model that comes with the package, made to be differentiated.
 
 A plain convolutional network on the pixels as they are, pooled over the whole picture, so any size from 32 px up works.
-The activations are smooth and the training asks that the gradient at a degraded picture points back to the clean one
-(training/objectives.py), because a guide that only sorts pictures well pushes them anywhere.
+The activations are smooth, and the training asks that the gradient at a degraded picture points to the clean one
+(training/objectives.py): a model that only orders pictures well has gradients that point anywhere.
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 import iqguide
 from iqguide.models import ClipConfig, WeightsError
-from iqguide.models.clip_towers import picture_tower, resized_positions, text_tower
+from iqguide.models.clip_towers import resized_positions, text_tower, vision_tower
 from iqguide.models.learned_prompts import save_prompts, start_tuning
 
 VIT = ClipConfig(
@@ -41,7 +41,7 @@ def vit(request):
 
 def test_the_vit_is_that_of_open_clip_at_its_own_size(vit):
     config, theirs = vit
-    ours = picture_tower(config)
+    ours = vision_tower(config)
     ours.load_state_dict(theirs.visual.state_dict())
     pixels = torch.randn(2, 3, config.image_size, config.image_size)
     with torch.no_grad():
@@ -60,7 +60,7 @@ def test_the_text_tower_has_the_activation_of_its_clip(vit):
 def test_the_resnet_with_positions_is_that_of_open_clip_at_its_own_size():
     torch.manual_seed(3)
     theirs = open_clip_model(SMALL).visual
-    ours = picture_tower(dataclasses.replace(SMALL, positions=True)).eval()
+    ours = vision_tower(dataclasses.replace(SMALL, positions=True)).eval()
     ours.load_state_dict(theirs.state_dict())
     pixels = torch.randn(2, 3, 224, 224)
     with torch.no_grad():

@@ -111,7 +111,7 @@ def test_every_objective_reaches_the_weights(config, name):
         assert sum(g.abs().sum().item() for g in gradients if g is not None) > 0, key
 
 
-def test_only_the_picture_tower_of_qualiclip_learns(config):
+def test_only_the_vision_tower_of_qualiclip_learns(config):
     config = with_model(config, "qualiclip", lr=1e-2)
     before = training_model.make(config).state_dict()
     after = weights(one_step(config)[0])

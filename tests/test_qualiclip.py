@@ -13,7 +13,7 @@ from iqguide import create_model
 from iqguide.models import ClipConfig, WeightsError, clip_towers
 from iqguide.models.clip import text_layout
 from iqguide.models.clip_config import RN50
-from iqguide.models.clip_towers import FirstTokenPool, picture_tower
+from iqguide.models.clip_towers import FirstTokenPool, vision_tower
 from iqguide.models.qualiclip import PAIRS, PROMPTS
 
 SMALL = ClipConfig(layers=(1, 1, 1, 1), width=8, embed_dim=16, text_width=32, text_heads=2, text_layers=2)
@@ -116,7 +116,7 @@ def test_full_size_checkpoint_agrees_with_open_clip(tmp_path, no_text_tower):
 def test_the_layout_is_that_of_open_clip_at_full_size():
     with torch.device("meta"):
         theirs = open_clip_model(RN50)
-        ours = {f"visual.{name}" for name in picture_tower().state_dict()}
+        ours = {f"visual.{name}" for name in vision_tower().state_dict()}
     shapes = {name: tuple(tensor.shape) for name, tensor in theirs.state_dict().items()}
     text = text_layout()
     assert {name: shapes[name] for name in text} == text
@@ -181,7 +181,7 @@ def test_plain_copy_without_the_text_tower(checkpoint, tmp_path, reference, feat
     assert torch.equal(make(weights=path)(images), make(weights=checkpoint)(images))
 
 
-def test_picture_tower_and_prompts_alone_have_the_scale_of_openai(tmp_path, reference, features, no_text_tower):
+def test_vision_tower_and_prompts_alone_have_the_scale_of_openai(tmp_path, reference, features, no_text_tower):
     state = {f"clip_model.{name}": t for name, t in reference.state_dict().items() if name.startswith("visual.")}
     state["prompts_features"] = features
     bare, whole = tmp_path / "bare.pth", tmp_path / "whole.pth"
