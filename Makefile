@@ -4,20 +4,22 @@
 #   make test PYTHON=python3.12          another interpreter (3.10 or newer), when .venv does not exist yet
 #   make test PIP_FLAGS="--no-index …"   extra options for pip install
 #   make test ARGS="tests/test_images.py -x"   extra arguments for the command of the target
+#   make test-versions VERSIONS=lowest PYTHON=python3.10   (the lowest numpy has no files for Python 3.12 or newer)
 
 PYTHON ?= python3
 PIP_FLAGS ?=
 ARGS ?=
 TEACHER ?=
+VERSIONS ?= lowest torch==2.14.1 newest
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow lint style bench train build clean
+.PHONY: help setup demo test test-slow test-versions lint style bench train build clean
 
 help: ## this list
-	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 20
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 24
 
 demo: $(READY) ## generate with the bundled models: unguided, guided, best of N; table and picture in out/demo
 	$(BIN)/iqguide demo --out out/demo $(ARGS)
@@ -27,6 +29,15 @@ test: $(READY) ## the test suite (IQGUIDE_DATA=folder adds the tests on photogra
 
 test-slow: $(READY) ## the tests that take long or need real weights
 	$(BIN)/pytest -m slow $(ARGS)
+
+test-versions: ## the test suite with the lowest, a fixed and the newest versions, each in a fresh environment (7 GB, removed)
+	@mkdir -p build; failed=; for versions in $(VERSIONS); do \
+		echo "Versions: $$versions"; \
+		case $$versions in lowest) sed 's/>=/==/' requirements.txt ;; newest) ;; *) echo $$versions ;; esac > build/constraints.txt; \
+		rm -rf build/fresh; \
+		$(MAKE) test VENV=build/fresh PIP_FLAGS="$(PIP_FLAGS) --constraint build/constraints.txt" || failed="$$failed $$versions"; \
+		rm -rf build/fresh; \
+	done; test -z "$$failed" || { echo "The suite fails with:$$failed" >&2; exit 1; }
 
 lint: $(READY) ## ruff check and format, changing nothing
 	$(BIN)/ruff check .

@@ -87,6 +87,39 @@ def test_make_installs_once_and_again_when_the_dependencies_change(tmp_path):
 
 
 @needs_make
+def test_the_suite_runs_in_a_fresh_environment_for_each_set_of_versions(tmp_path):
+    """What is installed is recorded; the suite fails with one of the sets."""
+    python = script(
+        tmp_path / "python",
+        """[ "$2" = venv ] || exit 0
+        mkdir -p $3/bin && cp fake $3/bin/python && cp fake $3/bin/pytest
+        echo environment >> log\n""",
+    )
+    script(
+        tmp_path / "fake",
+        """[ "$2" = pip ] && { cat build/constraints.txt >> log; exit 0; }
+        echo suite $* >> log; ! grep -q torch==2.14.1 build/constraints.txt\n""",
+    )
+    copy_makefile(tmp_path)
+    (tmp_path / "requirements.txt").write_text("torch>=2.4\nnumpy>=1.24\n")
+    done = make(tmp_path, "test-versions", f"PYTHON={python}", "ARGS=-x")
+    assert done.returncode != 0
+    assert done.stderr.splitlines()[-2] == "The suite fails with: torch==2.14.1"
+    environment, suite = "environment", "suite -x"
+    lowest = [environment, "torch==2.4", "numpy==1.24", suite]
+    assert (tmp_path / "log").read_text().splitlines() == [
+        *lowest,
+        environment,
+        "torch==2.14.1",
+        suite,
+        environment,
+        suite,
+    ]
+    assert not (tmp_path / "build/fresh").exists()
+    make(tmp_path, "test-versions", f"PYTHON={python}", "VERSIONS=newest").check_returncode()
+
+
+@needs_make
 def test_a_failed_install_is_tried_again(tmp_path):
     script(tmp_path / ".venv/bin/python", "exit 1\n")
     copy_makefile(tmp_path)

@@ -286,6 +286,7 @@ def test_answers_of_the_server(spec, server, cache_folder):
 
 def test_no_server(cache_folder, server):
     url = server.url
+    server.shutdown()  # else its thread may still take the connection
     server.server_close()
     with pytest.raises(WeightsError, match=r"cannot download http://127\.0\.0\.1.*refused"):
         fetch(url, cache_folder / "file.pt")
@@ -521,7 +522,7 @@ def test_numbers_of_another_kind(tmp_path, odd, kind):
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64, torch.float8_e4m3fn])
 def test_other_floating_point_numbers_are_taken(tmp_path, dtype):
-    save_file({"weight": torch.ones(3, dtype=dtype)}, tmp_path / "file.safetensors")
+    save_file({"weight": torch.ones(3).to(dtype)}, tmp_path / "file.safetensors")
     assert read_weights(tmp_path / "file.safetensors")[0]["weight"].float().tolist() == [1, 1, 1]
 
 
