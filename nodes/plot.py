@@ -14,18 +14,28 @@ WIDTH, HEIGHT, MARGIN = 640, 240, 44
 BLUE, ORANGE, GREY = (37, 99, 235), (217, 119, 6), (200, 200, 200)
 
 
+def said_of(log: Sequence[Evaluation]) -> str:
+    """What guidance did in a sampling, in one line."""
+    changed = sum(entry.skipped is None for entry in log)
+    if changed:
+        return f"changed {changed} of {len(log)} steps"
+    return f"guidance changed nothing: {'; '.join(sorted({str(entry.skipped) for entry in log}))}"
+
+
 def draw_log(log: Sequence[Evaluation]) -> Image.Image:
     """Score before and after, and size of the changes, over the noise level."""
-    scored = [entry for entry in log if entry.score_before]
+    scored = [entry for entry in log if entry.score_before and entry.score_after]  # where a gradient was taken
     changed = [entry for entry in log if entry.change]
     levels = [entry.noise_level for entry in log]
     x_range = (max(levels), min(levels))
     before = [(entry.noise_level, _mean(entry.score_before)) for entry in scored]
-    after = [(entry.noise_level, _mean(entry.score_after)) for entry in scored if entry.score_after]
+    after = [(entry.noise_level, _mean(entry.score_after)) for entry in scored]
     size = [(entry.noise_level, _mean(entry.change)) for entry in changed]
     drift = [(entry.noise_level, _mean(entry.drift)) for entry in changed]
     plots = (
-        line_plot("score over noise level", [("after", ORANGE, after), ("before", BLUE, before)], x_range),
+        line_plot(
+            "score, unsaturated, over noise level", [("after", ORANGE, after), ("before", BLUE, before)], x_range
+        ),
         line_plot("rms change over noise level", [("all so far", ORANGE, drift), ("this step", BLUE, size)], x_range),
     )
     return above_each_other(plots)

@@ -7,15 +7,17 @@ import torch
 from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import io, ui
 
-from ..guidance.comfy.patch import patches_of
+from ..guidance import Evaluation
+from ..guidance.comfy.patch import Patch, patches_of
 from ..images import to_tensor
-from .plot import draw_log, notice
+from .plot import draw_log, notice, said_of
 from .tables import to_json
 from .text import show
+from .upstream import nearest_upstream
 
 
 class GuidanceReport(io.ComfyNode):
-    """What guidance did in the latest sampling."""
+    """What guidance did in the sampling from which an input comes."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -28,20 +30,17 @@ class GuidanceReport(io.ComfyNode):
             search_aliases=["guidance log", "plot", "debug guidance", "image quality"],
             inputs=[
                 io.Model.Input("model", tooltip="The MODEL that Quality Guidance gave, as it went into the sampler."),
-                io.AnyType.Input("after", tooltip="Anything that comes from the sampler, so that this runs after it."),
+                io.AnyType.Input(
+                    "after", tooltip="Anything that comes from the sampler: its latents, or the picture made of them."
+                ),
             ],
             outputs=[
                 io.Image.Output("plot", tooltip="Score and size of the changes over the noise level."),
                 io.String.Output("log", tooltip="JSON: every evaluation of the model; null where nothing is known."),
             ],
-            hidden=[io.Hidden.unique_id],
+            hidden=[io.Hidden.unique_id, io.Hidden.prompt],
             is_output_node=True,
         )
-
-    @classmethod
-    def fingerprint_inputs(cls, **inputs: Any) -> float:
-        """The log changes with every sampling, so never reuse an old report."""
-        return float("nan")
 
     @classmethod
     def execute(cls, model: ModelPatcher, after: Any) -> io.NodeOutput:
@@ -49,14 +48,26 @@ class GuidanceReport(io.ComfyNode):
         patches = patches_of(model)
         if not patches:
             return cls._unguided()
-        logs = [patch.log for patch in patches]
-        if not all(logs):
-            raise ValueError("this MODEL has not sampled yet; connect after to the output of the sampler that uses it.")
-        changed = [sum(entry.skipped is None for entry in log) for log in logs]
-        show(cls, "; ".join(f"changed {count} of {len(log)} steps" for count, log in zip(changed, logs, strict=True)))
+        logs = [cls._log_of(patch) for patch in patches]
+        show(cls, "; ".join(map(said_of, logs)))
         plots = torch.cat([to_tensor(draw_log(log)).movedim(1, -1) for log in logs])
         text = to_json([[asdict(entry) for entry in log] for log in logs])
         return io.NodeOutput(plots, text, ui=ui.PreviewImage(plots, cls=cls))
+
+    @classmethod
+    def _log_of(cls, patch: Patch) -> list[Evaluation]:
+        """The log of the sampler from which `after` comes; of the latest one where the prompt is not known."""
+        if cls.hidden is None or not cls.hidden.prompt or not patch.logs:
+            log = patch.log
+        else:
+            sampler = nearest_upstream(cls.hidden.prompt, cls.hidden.unique_id, "after", patch.logs)
+            log = patch.logs.get(sampler, [])
+        if not log:
+            raise ValueError(
+                "no sampler from which the input after comes has used this MODEL; connect after to the output of the"
+                " sampler that uses it."
+            )
+        return log
 
     @classmethod
     def _unguided(cls) -> io.NodeOutput:

@@ -14,6 +14,7 @@ from unittest.mock import MagicMock
 TESTS = Path(__file__).resolve().parent
 HOST = ("comfy", "comfy.cli_args", "comfy.ldm.models.autoencoder", "comfy.model_management", "comfy.model_patcher")
 HOST += ("comfy.patcher_extension", "comfy.sd", "comfy.taesd.taesd", "comfy.utils", "comfy_execution.graph_utils")
+HOST += ("comfy_execution.utils",)
 HOST += ("comfy.k_diffusion.sampling", "comfy.sample", "comfy.sampler_helpers", "comfy.samplers")
 HOST += ("folder_paths", "latent_preview", "server")
 LISTED = {"sampler_name": ["euler", "dpmpp_2m"], "scheduler": ["simple", "karras"]}  # of the longer lists of ComfyUI

@@ -27,7 +27,7 @@ TABLE = {
     ),
     "guidance": ({"rewards"}, {"torch"}),
     "guidance.diffusers": ({"guidance"}, {"torch", "diffusers"}),
-    "guidance.comfy": ({"guidance"}, {"torch", "comfy", "folder_paths"}),
+    "guidance.comfy": ({"guidance"}, {"torch", "comfy", "comfy_execution", "folder_paths"}),
     "search": (
         {"images", "rewards", "rerank", "guidance", "guidance.diffusers", "search.halving", "search.result"},
         {"torch", "numpy", "tqdm"},

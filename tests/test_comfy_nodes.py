@@ -341,7 +341,7 @@ def test_a_report_says_what_is_missing(pack, quality, tiny):
     assert plot.std() > 0.01
     assert log == "[]"
     (patched,) = run(pack.QualityGuidance, model, quality, 0.3, 0.2, 0.9, "auto", 0, 1, 1, 0.5, vae)
-    with pytest.raises(ValueError, match="has not sampled yet"):
+    with pytest.raises(ValueError, match="connect after to the output of the sampler"):
         run(pack.GuidanceReport, patched, None)
 
 

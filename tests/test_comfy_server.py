@@ -204,6 +204,35 @@ def test_the_picture_is_saved_while_quality_guidance_is_bypassed(server):
     assert [image["type"] for image in (*saved, *report)] == ["output", "temp"]
 
 
+def test_each_report_is_of_the_sampler_that_it_follows(server):
+    """Two samplers of one guided MODEL, of three and of five steps, and a report after the picture of each."""
+    prompt = json.loads((ROOT / "tests" / "workflows_api" / "guided_sd.json").read_text("utf-8"))
+    (first,) = (number for number, node in prompt.items() if node["class_type"] == "KSampler")
+    (decode,) = (number for number, node in prompt.items() if node["class_type"] == "VAEDecode")
+    (report,) = (number for number, node in prompt.items() if node["class_type"] == "IQGuideGuidanceReport")
+    prompt[first]["inputs"] |= {"steps": 3, "seed": 77}
+    prompt[report]["inputs"]["after"] = [decode, 0]
+    second = json.loads(json.dumps(prompt[first]))
+    second["inputs"] |= {"steps": 5, "latent_image": [first, 0], "denoise": 0.9}
+    prompt |= {
+        "901": second,
+        "902": json.loads(json.dumps(prompt[decode])),
+        "903": json.loads(json.dumps(prompt[report])),
+    }
+    prompt["902"]["inputs"]["samples"] = ["901", 0]
+    prompt["903"]["inputs"]["after"] = ["902", 0]
+    shown = {"904": [report, 1], "905": ["903", 1]}
+    prompt |= {number: {"class_type": "PreviewAny", "inputs": {"source": link}} for number, link in shown.items()}
+
+    def steps():
+        outputs = server.run(prompt)
+        return [len(json.loads(outputs[number]["text"][0])[0]) for number in shown]
+
+    assert steps() == [3, 5]
+    prompt["901"]["inputs"]["steps"] = 4  # the first sampler and its report are not run again
+    assert steps() == [3, 4]
+
+
 @pytest.fixture(scope="module")
 def page(server):
     """ComfyUI's own frontend in a headless Chromium; CHROMIUM names the program if it is not on the path."""

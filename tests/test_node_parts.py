@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -20,9 +21,11 @@ from iqguide.nodes.plot import (
     draw_log,
     line_plot,
     notice,
+    said_of,
 )
 from iqguide.nodes.select import best_and_rest, select_images, select_latents, select_masks
 from iqguide.nodes.tables import number, to_json
+from iqguide.nodes.upstream import nearest_upstream
 
 
 def test_latents_keep_what_makes_their_noise_again():
@@ -149,6 +152,35 @@ def test_labels_grow_with_the_picture(side):
     rows = (shown < 0.5).all(-1).any(1).nonzero().flatten()  # the black box
     assert rows.max() - rows.min() > max(side * 0.04, 8)
     assert rows.max() < side / 2
+
+
+def test_the_nearest_sampler_is_found():
+    def node(**inputs):
+        return {"inputs": inputs}
+
+    prompt = {
+        "1": node(),
+        "2": node(model=["1", 0], seed=3),
+        "3": node(latent_image=["2", 0], model=["1", 0]),
+        "4": node(samples=["3", 0], text="3"),
+        "5": node(after=["4", 0], model=["1", 0]),
+        "6": node(after=["2", 0]),
+        "7": node(after=["1", 0]),
+        "8": node(after=["9", 0]),
+        "9": node(pair=["9", 0], other=["1", 2]),  # a circle, as a broken prompt may have
+    }
+    assert nearest_upstream(prompt, "5", "after", ["2", "3"]) == "3"
+    assert nearest_upstream(prompt, "5", "after", ["3.0.1", "2"]) == "3.0.1"
+    assert nearest_upstream(prompt, "6", "after", ["2", "3"]) == "2"
+    assert nearest_upstream(prompt, "7", "after", ["2", "3"]) is None
+    assert nearest_upstream(prompt, "8", "after", ["2"]) is None
+    assert nearest_upstream(prompt, "1", "after", ["2"]) is None
+
+
+def test_a_guidance_that_did_nothing_is_said():
+    skipped = [replace(entry, skipped="outside the noise window") for entry in evaluations((0.2,), (0.5,))]
+    assert said_of(skipped) == "guidance changed nothing: outside the noise window"
+    assert said_of([*skipped, *evaluations((0.1,))]) == "changed 1 of 3 steps"
 
 
 def test_a_notice_can_be_read():

@@ -17,6 +17,7 @@ import comfy.model_management
 import torch
 from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import WrappersMP
+from comfy_execution.utils import get_executing_context
 from torch import Tensor
 
 from ..evaluation import Evaluation
@@ -98,12 +99,13 @@ def patches_of(model: ModelPatcher) -> tuple["Patch", ...]:
 
 
 class Patch:
-    """One guidance on one MODEL: its settings, and the log of its latest sampling."""
+    """One guidance on one MODEL: its settings, and the logs of its samplings."""
 
     def __init__(self, guidance: RewardGuidance, percent: tuple[float, float] | None) -> None:
         self.guidance = guidance
         self.percent = percent
-        self.log: list[Evaluation] = []
+        self.log: list[Evaluation] = []  # of the latest sampling
+        self.logs: dict[str, list[Evaluation]] = {}  # of the latest sampling in each node, by its id; oldest first
         self._run: PredictionOnlyGuidance | None = None
         self._sampling: Any = None
         self._own_functions: list[Any] = []
@@ -123,6 +125,10 @@ class Patch:
         run = guidance.start()
         self._run = PredictionOnlyGuidance(run, [ratio_at(self._sampling, sigma) for sigma in sigmas.tolist()])
         self.log = run.log
+        context = get_executing_context()
+        if context is not None:
+            self.logs.pop(context.node_id, None)
+            self.logs[context.node_id] = run.log
         self._left = False
         try:
             result = executor(*args, **kwargs)
