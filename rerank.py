@@ -92,6 +92,8 @@ def rank(
     limits = working_size(reward) if size == "model" else WorkingSize(most=size)
     reward = at_working_size(reward) if size == "model" else Resize(reward, limits)
     if isinstance(images, Tensor):
+        if images.ndim != 4:
+            check_images(images)
         batches: Iterable[Tensor] = images.split(batch_size)
     else:
         batches = (torch.cat(batch) for batch in equal_sized((_one(image, limits) for image in images), batch_size))

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .errors import ImageError
-from .pictures.opening import check_ratio
+from .pictures.opening import check_ratio, check_side
 
 
 @dataclass(frozen=True)
@@ -62,10 +62,12 @@ def resized_shape(height: int, width: int, size: int | WorkingSize | None) -> tu
     """(H', W') that a picture of (H, W) gets.
 
     Raises:
-        ImageError: `size` is not positive.
+        ImageError: `size` is not positive, or a picture to be enlarged to a working size is below `MIN_SIDE`.
     """
     limits = WorkingSize(_positive(size), size) if isinstance(size, int) else size or WorkingSize()
     short = min(height, width)
+    if isinstance(size, WorkingSize) and limits.least and short < limits.least:
+        check_side(width, height, "the picture")  # there is too little in it to be enlarged
     wanted = max(short, limits.least or short)
     wanted = min(wanted, limits.most or wanted)
     if wanted == short:

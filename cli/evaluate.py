@@ -18,14 +18,19 @@ from ..errors import atomic_write, make_folder
 from ..images import WorkingSize, picture_format, save_image
 from ..models import MODELS
 from ..rewards import at_working_size
+from ..spreadsheets import safe_row
 from ..training.correlation import fit_logistic, logistic
 from ..training.data import alike_groups
 from ..training.datasets import Sample, load_dataset
 from ..training.evaluate import chosen, distributed_device, score_samples, summarise
 from .console import OK
 from .named_models import load_named, names_in
+from .outputs import MARK, check_targets
 from .score import best_device, chosen_size
 
+COLUMNS = ("image", "score", "mos", "opinion", "reference", "part")
+PLOT = "plot"
+"""What a PNG of --plot says of itself."""
 NAMES = {
     "srcc": "SRCC",
     "plcc": "PLCC",
@@ -41,6 +46,7 @@ def run_evaluate(options: argparse.Namespace) -> int:
     own_device, is_main = distributed_device()
     device = own_device or best_device(options.device)
     samples = load_dataset(options.dataset, Path(options.root), tuple(options.scale) if options.scale else None)
+    _check_targets(options, samples)
     samples = [samples[index] for index in chosen(samples, options.split)]
     if options.group_alike:
         groups = alike_groups([sample.image for sample in samples])
@@ -73,6 +79,13 @@ def _check_files(options: argparse.Namespace) -> None:
         picture_format(options.plot)
 
 
+def _check_targets(options: argparse.Namespace, samples: Sequence[Sample]) -> None:
+    """Neither the data set nor anything else that is not ours is written over."""
+    read = [path for sample in samples for path in (sample.image, sample.reference) if path is not None]
+    for target, own in ((options.csv, ",".join(COLUMNS)), (options.plot, PLOT)):
+        check_targets(filter(None, [target]), [Path(options.root), *read], own, options.overwrite)
+
+
 def _print(figures: dict[str, Any], settings: dict[str, str], size: WorkingSize) -> None:
     print(f"{settings['model']} on {settings['dataset']}: {figures['n']} images, {size}")
     for name, text in NAMES.items():
@@ -92,10 +105,11 @@ def _write_csv(samples: Sequence[Sample], scores: np.ndarray, path: Path) -> Non
     """image, score, mos, opinion, and reference and part where there are any."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(("image", "score", "mos", "opinion", "reference", "part"))
+    writer.writerow(COLUMNS)
     for sample, score in zip(samples, scores, strict=True):
-        writer.writerow((sample.image, float(score), sample.mos, sample.normalised_mos, sample.reference, sample.part))
-    atomic_write(path, text.getvalue().encode())
+        cells = (sample.image, float(score), sample.mos, sample.normalised_mos, sample.reference, sample.part)
+        writer.writerow(safe_row(cells))
+    atomic_write(path, text.getvalue().encode(errors="surrogateescape"))
 
 
 def _plot(samples: Sequence[Sample], scores: np.ndarray, title: str, path: Path) -> None:
@@ -104,4 +118,4 @@ def _plot(samples: Sequence[Sample], scores: np.ndarray, title: str, path: Path)
     line = np.linspace(scores.min(), scores.max(), 200)
     curve = np.clip(logistic(line, *fit_logistic(scores, mos)), mos.min(), mos.max())
     picture = scatter(scores.tolist(), mos.tolist(), ("score", "opinion"), title, (line.tolist(), curve.tolist()))
-    save_image(picture, path)
+    save_image(picture, path, {MARK: PLOT} if picture_format(path) == "PNG" else None)

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from ..errors import FOR_PEOPLE, one_line
-from .console import FAILED, INTERRUPTED, OK
+from .console import FAILED, INTERRUPTED, OK, STDERR
 from .options import add_commands
 
 
@@ -28,16 +28,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     logging.getLogger(__package__.rpartition(".")[0]).setLevel(logging.INFO)
     try:
         status = options.run(options)
-        sys.stdout.flush()
+        if sys.stdout is not None:
+            sys.stdout.flush()
     except BrokenPipeError:  # the reader of our output, such as `head`, has seen enough
         return OK
     except KeyboardInterrupt:
-        print("iqguide: interrupted.", file=sys.stderr)
+        print("iqguide: interrupted.", file=STDERR)
         return INTERRUPTED
     except Exception as error:
         if os.environ.get("IQGUIDE_DEBUG") or not isinstance(error, FOR_PEOPLE):
             raise
-        print(f"iqguide: error: {one_line(error)}", file=sys.stderr)
+        print(f"iqguide: error: {one_line(error)}", file=STDERR)
         return FAILED
     finally:
         _drop_unwritten()
@@ -66,10 +67,11 @@ class _Version(argparse.Action):
 
 
 def _drop_unwritten() -> None:
-    """What could not be written to stdout goes nowhere, or the interpreter would fail on it once more at exit."""
-    try:
-        sys.stdout.flush()
-    except OSError:
-        null = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(null, sys.stdout.fileno())
-        os.close(null)
+    """What could not be written goes nowhere, or the interpreter would fail on it once more at exit."""
+    for stream in filter(None, (sys.stdout, sys.stderr)):
+        try:
+            stream.flush()
+        except OSError:
+            null = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(null, stream.fileno())
+            os.close(null)

@@ -70,7 +70,14 @@ def _add_score(commands: Any) -> None:
         "--explain", action="store_true", help="also print what each score is made of (in --json: parts); not for tiny"
     )
     parser.add_argument("--explain-to", metavar="DIR", help="draw what each score is made of as bars into DIR/NAME.png")
+    _add_overwrite(parser)
     _add_model_options(parser)
+
+
+def _add_overwrite(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--overwrite", action="store_true", help="replace files that this command has not written; never what it reads"
+    )
 
 
 def _add_rank(commands: Any) -> None:
@@ -215,6 +222,7 @@ def _add_evaluate(commands: Any) -> None:
     )
     parser.add_argument("--csv", metavar="FILE", help="write score, mos and opinion of each image")
     parser.add_argument("--plot", metavar="FILE", help="draw scores against opinions, with the fitted curve")
+    _add_overwrite(parser)
     parser.add_argument(
         "--json", action="store_true", help='print {"srcc", "plcc", "plcc_fitted", ...} and nothing else'
     )

@@ -3,13 +3,8 @@
 from __future__ import annotations
 
 import argparse
-import csv
-import io
-import json
 import shutil
-import sys
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
@@ -25,70 +20,57 @@ from ..rerank import best_first, equal_sized, score_batch
 from ..rewards import FullReference, Reward, at_working_size, working_size
 from .console import FAILED, INTERRUPTED, OK, progress, say
 from .named_models import load_named, names_in
+from .outputs import MARK, check_targets, unique_names
+from .rows import Row, prepare_output, print_rows
 
 BATCH_SIZE = 8
 BATCH_PIXELS = 4 * 2**20
 """A batch holds no more pixels than this, unless one image does: it bounds the memory."""
+EXPLANATION = "explanation"
+"""What a picture of --explain-to says of itself."""
+OUT_OF_MEMORY = "memory ran out; reduce the image, or use --size or another --device."
 Explainer = Callable[[Tensor], dict[str, dict[str, float]]]
 
 
-@dataclass
-class Row:
-    """One line of the output."""
-
-    path: str
-    score: float | None = None
-    error: str | None = None
-    parts: dict[str, dict[str, float]] | None = None
-    """What the score is made of, where that was asked for."""
-
-
 def run_score(options: argparse.Namespace) -> int:
-    """Print a score for each file; 0 if any was scored. After Ctrl-C print those that are there, and return 130."""
+    """Print a score for each file; 0 if any was scored. What ends the work early, such as Ctrl-C, costs no score."""
     if options.csv and options.explain:
         raise ValueError("a CSV has no columns for --explain; use --json, or the plain table.")
-    rows, status = _listed(options), None
-    folder = make_folder(options.explain_to) if options.explain_to else None
-    try:
-        _score_all(rows, options)
-    except KeyboardInterrupt:
-        total, rows = len(rows), [row for row in rows if row.score is not None or row.error is not None]
-        if not rows:
-            raise
-        say(f"iqguide: interrupted after {len(rows)} of {total} images.")
-        status = INTERRUPTED
-    if options.json:
-        _print_json(rows)
-    elif options.csv:
-        writer = csv.writer(sys.stdout, lineterminator="\n")
-        writer.writerows([("path", "score", "error"), *((row.path, row.score, row.error) for row in rows)])
-    else:
-        _print_table(rows)
-    if folder:
-        _draw(rows, folder)
-    return status or (OK if any(row.error is None for row in rows) else FAILED)
+    rows = _listed(options)
+    charts = _charts(rows, options)
+    end = _score_all(rows, options)
+    print_rows([row for row in rows if row.done], options)
+    for row, chart in zip(rows, charts, strict=True) if charts else ():
+        if row.parts is not None:
+            save_image(bars(row.parts, f"{Path(row.path).name}   {row.score:.4f}"), chart, {MARK: EXPLANATION})
+    return _status(rows, end)
 
 
 def run_rank(options: argparse.Namespace) -> int:
     """Print the best files, best first, and copy them where that is wanted; 0 if any was scored."""
     rows = _listed(options)
     folder = make_folder(options.copy_to) if options.copy_to else None
-    _score_all(rows, options)
-    scored = [row for row in rows if row.error is None]
-    order = best_first(torch.tensor([row.score for row in scored], dtype=torch.float64))
-    best = [scored[i] for i in order[: options.top].tolist()]
-    if options.json:
-        _print_json(best)
-    else:
-        _print_table(best)
-    if folder:
+    end = _score_all(rows, options)
+    scored = [row for row in rows if row.score is not None]
+    order = best_first(torch.tensor([row.score for row in scored], dtype=torch.float64)) if scored else torch.zeros(0)
+    best = [scored[i] for i in order[: options.top].int().tolist()]
+    print_rows(best, options)
+    if folder and end is None:
         _copy([Path(row.path) for row in best], folder)
-    return OK if best else FAILED
+    return _status(best, end)
+
+
+def _status(rows: list[Row], end: BaseException | None) -> int:
+    """The exit status; what has ended the work early is raised again, except an interrupt, which has a status."""
+    if isinstance(end, KeyboardInterrupt):
+        return INTERRUPTED
+    if end is not None:
+        raise end
+    return OK if any(row.score is not None for row in rows) else FAILED
 
 
 def _listed(options: argparse.Namespace) -> list[Row]:
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="surrogateescape")  # names of files need not be text; they go out as they are
+    prepare_output()
     listing = list_pictures(options.paths, options.recursive)
     for remark in listing.remarks():
         say(f"iqguide: {remark}")
@@ -97,8 +79,22 @@ def _listed(options: argparse.Namespace) -> list[Row]:
     return [Row(str(path)) for path in listing.files]
 
 
-def _score_all(rows: list[Row], options: argparse.Namespace) -> None:
-    """Fill in the rows, with a progress bar and a line for each bad file."""
+def _charts(rows: list[Row], options: argparse.Namespace) -> list[Path]:
+    """Where each row is drawn, found out before the work; none where nobody asks."""
+    if not options.explain_to:
+        return []
+    folder = make_folder(options.explain_to)
+    charts = [folder / name for name in unique_names([Path(row.path).stem for row in rows], ".png")]
+    check_targets(charts, [row.path for row in rows], EXPLANATION, options.overwrite)
+    return charts
+
+
+def _score_all(rows: list[Row], options: argparse.Namespace) -> BaseException | None:
+    """Fill in the rows, with a progress bar and a line for each bad file.
+
+    Returns:
+        What has ended the work after the first row was done; None if all are.
+    """
     device = best_device(options.device)
     names = names_in(options.model)
     model = load_named(options.model, options.weights, device)
@@ -111,13 +107,23 @@ def _score_all(rows: list[Row], options: argparse.Namespace) -> None:
         raise ValueError(f"{options.model} takes no reference; leave --reference out, or use --model bpclip-fr.")
     reward = at_working_size(reward) if options.size is None else reward
     explain = _explainer(model, options, reference)
-    with progress(len(rows), options.model) as bar:
-        for row in _scored(rows, reward, device, size, explain):
-            if row.error is not None:
-                say(f"iqguide: {row.error if row.path in row.error else f'{row.path}: {row.error}'}")
-            bar.update()
-    good = sum(row.error is None for row in rows)
-    say(f"iqguide: {good} of {len(rows)} images scored by {options.model}, {size}.")
+    end = None
+    try:
+        with progress(len(rows), options.model) as bar:
+            for row in _scored(rows, reward, device, size, explain):
+                if row.error is not None:
+                    say(f"iqguide: {row.error if row.path in row.error else f'{row.path}: {row.error}'}")
+                bar.update()
+    except BaseException as error:
+        if not any(row.done for row in rows):
+            raise
+        end = error
+        how = "interrupted" if isinstance(error, KeyboardInterrupt) else f"ended by an error ({one_line(error)})"
+        say(f"iqguide: {how} after {sum(row.done for row in rows)} of {len(rows)} images.")
+    good = sum(row.score is not None for row in rows)
+    if end is None:
+        say(f"iqguide: {good} of {len(rows)} images scored by {options.model}, {size}.")
+    return end
 
 
 def chosen_size(model: nn.Module, size: int | None) -> WorkingSize:
@@ -157,6 +163,9 @@ def _scored(
                 image = load_images(row.path, size=size)
             except (ImageError, OSError) as error:
                 row.error = one_line(error)
+            except (MemoryError, RuntimeError) as error:
+                row.error = _out_of_memory(error)
+            if row.error is not None:
                 bad.append(row)
                 continue
             waiting.append(row)
@@ -179,12 +188,27 @@ def _fill(rows: list[Row], images: Tensor, reward: Reward, explain: Explainer | 
         for row in rows:
             row.error = one_line(error)
         return
+    except (MemoryError, RuntimeError) as error:
+        reason = _out_of_memory(error)
+        if len(rows) > 1:  # one by one they may still fit
+            for row, image in zip(rows, images, strict=True):
+                _fill([row], image[None], reward, explain)
+        else:
+            rows[0].error = reason
+        return
     for row, score, image in zip(rows, scores, images, strict=True):
         if score == score:
             row.score = score
             row.parts = explain and explain(image[None])
         else:
             row.error = f"{row.path} has the score NaN; look at the weights of the model."
+
+
+def _out_of_memory(error: Exception) -> str:
+    """What a row says where memory has run out; any other error is raised again."""
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "allocate memory" in str(error):
+        return OUT_OF_MEMORY
+    raise error
 
 
 def best_device(name: str | None) -> torch.device:
@@ -206,12 +230,7 @@ def best_device(name: str | None) -> torch.device:
 
 def _copy(files: list[Path], folder: Path) -> None:
     """Copy files under their names, with their place in front where two have one name; overwrites nothing."""
-    names = [file.name for file in files]
-    width = len(str(len(files)))
-    targets = [
-        folder / (name if names.count(name) == 1 else f"{place:0{width}}_{name}")
-        for place, name in enumerate(names, start=1)
-    ]
+    targets = [folder / name for name in unique_names([file.name for file in files], "")]
     taken = [target for target in targets if target.exists()]
     if taken:
         raise ValueError(f"{taken[0]} exists already; nothing was copied: choose an empty folder for --copy-to.")
@@ -221,30 +240,3 @@ def _copy(files: list[Path], folder: Path) -> None:
         except OSError as error:
             target.unlink(missing_ok=True)
             raise OSError(error.errno, f"cannot copy {file} to {target}: {error.strerror}.") from error
-
-
-def _draw(rows: list[Row], folder: Path) -> None:
-    """A picture with bars for each explained row, named after its file (with its place where two have one name)."""
-    stems = [Path(row.path).stem for row in rows]
-    for place, (row, stem) in enumerate(zip(rows, stems, strict=True), start=1):
-        if row.parts is not None:
-            name = stem if stems.count(stem) == 1 else f"{place}_{stem}"
-            save_image(bars(row.parts, f"{Path(row.path).name}   {row.score:.4f}"), folder / f"{name}.png")
-
-
-def _print_json(rows: list[Row]) -> None:
-    found = [asdict(row) for row in rows]
-    for row in found:
-        if row["parts"] is None:
-            del row["parts"]
-    print(json.dumps(found, indent=1))
-
-
-def _print_table(rows: list[Row]) -> None:
-    for row in rows:
-        if row.error is None:
-            print(f"{row.score:.4f}  {row.path}")
-            for group, values in (row.parts or {}).items():
-                print(f"  {group}")
-                for name, value in values.items():
-                    print(f"    {value:7.3f}  {name}")

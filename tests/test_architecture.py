@@ -61,7 +61,7 @@ TABLE = {
     ),
     "cli": (
         {
-            *{"errors", "images", "pictures", "charts", "rewards", "rerank", "models"},
+            *{"errors", "images", "pictures", "spreadsheets", "charts", "rewards", "rerank", "models"},
             *{"guidance", "guidance.diffusers", "search", "search.halving", "search.result", "training", ""},
         },
         {"torch", "numpy", "PIL", "diffusers", "tqdm", "accelerate", "transformers", "open_clip", "safetensors"},
