@@ -12,18 +12,15 @@ from ..rewards import Ensemble, Reward
 
 
 def names_in(text: str) -> list[str]:
-    """`tiny+lite` -> both names; a + at the end of a model's own name, as in qualiclip+, belongs to it.
+    """`tiny+lite` -> both names; a + inside a model's own name, as in qualiclip+ or qualiclip+-clive, belongs to it.
 
     Raises:
         ValueError: a name is unknown.
     """
-    found: list[str] = []
-    for part in text.split("+"):
-        if part == "" and found and f"{found[-1]}+" in MODELS:
-            found[-1] += "+"
-        else:
-            found.append(part)
-    return [get_spec(name).name for name in found]
+    fitting = [name for name in MODELS if text == name or text.startswith(f"{name}+")]
+    name = max(fitting, key=len, default=text)
+    others = [] if name == text else names_in(text[len(name) + 1 :])
+    return [get_spec(name).name, *others]
 
 
 def load_named(text: str, weights: str, device: torch.device) -> nn.Module | Reward:

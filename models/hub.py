@@ -136,8 +136,7 @@ class HubModel(PyTorchModelHubMixin, library_name="iqguide", tags=["image-qualit
             path = Path(hf_hub_download(model_id, FILENAME, **{name: options[name] for name in known}))
         with torch.inference_mode(False), torch.device("cpu"):
             model = cls.load(path).to(map_location).eval().requires_grad_(False)
-            with safe_open(path, "pt") as file:
-                model.spec = MODELS.get(json.loads((file.metadata() or {}).get("config", "{}")).get("name"))
+            model.spec = _spec_in(path)
             return model
 
 
@@ -175,6 +174,13 @@ def read_saved(path: str | os.PathLike[str], kind: str) -> tuple[dict[str, Tenso
     if holds != kind:
         raise WeightsError(f"{path} holds a {holds}; expected a {kind}: use {holds}.from_pretrained.")
     return tensors, config
+
+
+def _spec_in(path: Path) -> ModelSpec | None:
+    """What the catalog says of the model in a file that has been read, where the file names it."""
+    with safe_open(path, "pt") as file:
+        name = json.loads((file.metadata() or {}).get("config", "{}")).get("name")
+    return MODELS.get(name) if isinstance(name, str) else None
 
 
 def check_spreads(model: nn.Module, path: str | os.PathLike[str]) -> None:

@@ -569,10 +569,13 @@ def test_of_two_joined_models_the_lower_score_is_printed(run, folder):
 
 def test_models_are_joined_by_a_plus():
     from iqguide.cli.named_models import names_in
+    from iqguide.models import MODELS
 
     assert names_in("tiny+bpclip-mini") == ["tiny", "bpclip-mini"]
     assert names_in("qualiclip++tiny") == ["qualiclip+", "tiny"]
     assert names_in("tiny+clipiqa+") == ["tiny", "clipiqa+"]
+    assert names_in("clipiqa+_rn50_512+tiny+qualiclip+-spaq") == ["clipiqa+_rn50_512", "tiny", "qualiclip+-spaq"]
+    assert all(names_in(name) == [name] for name in MODELS)
     with pytest.raises(ValueError, match="unknown model 'tinny'"):
         names_in("tiny+tinny")
     with pytest.raises(ValueError, match="unknown model ''"):

@@ -155,3 +155,13 @@ def test_models_can_still_be_copied(images):
     for name in NAMES:
         model = make(name)
         assert torch.equal(copy.deepcopy(model)(images), model(images))
+
+
+@pytest.mark.parametrize(("name", "known"), [("tiny", True), ("nobody's", False), (["tiny"], False), (None, False)])
+def test_the_name_in_a_file_may_be_anything(name, known, tmp_path):
+    from safetensors.torch import save_file
+
+    make("tiny").save_pretrained(tmp_path)
+    state = {key: value for key, value in make("tiny").state_dict().items() if "num_batches" not in key}
+    save_file(state, tmp_path / "model.safetensors", metadata={"config": json.dumps({"model": "Tiny", "name": name})})
+    assert (Tiny.from_pretrained(tmp_path).spec is not None) == known
