@@ -44,9 +44,9 @@ from torch import Tensor
 from iqguide import RewardGuidance, create_model
 from iqguide.cli.pipelines import load_pipeline
 from iqguide.guidance.diffusers.decoders import find_decoder
+from iqguide.guidance.direction import unit_rms
 from iqguide.guidance.gradient import clamp_towards_range, reward_gradient
 from iqguide.guidance.noise_level import Stage, ratio_of
-from iqguide.guidance.reward_guidance import unit_rms
 from iqguide.images import save_image, to_pil
 
 RESULTS = Path(__file__).parent / "results"

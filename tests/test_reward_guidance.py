@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from iqguide.guidance import RewardGuidance
+from iqguide.guidance.direction import unit_rms
 from iqguide.guidance.noise_level import Stage, noise_level_of, ratio_of, window_share
-from iqguide.guidance.reward_guidance import unit_rms
 
 WINDOW = (0.75, 0.15)
 TOTAL = math.log(3 / (0.15 / 0.85))  # log of sigma / alpha at both ends
