@@ -83,6 +83,8 @@ def __dir__() -> list[str]:
 
 async def comfy_entrypoint() -> Any:
     """Called by ComfyUI when this folder is one of its custom nodes; nothing of ComfyUI is imported before."""
-    from .nodes.extension import IQGuideExtension
-
+    try:
+        from .nodes.extension import IQGuideExtension
+    except ImportError as error:
+        raise ImportError(f"{error}; install the requirements.txt of this folder into ComfyUI's Python.") from error
     return IQGuideExtension()

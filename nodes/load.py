@@ -1,6 +1,7 @@
 """Node: Load Quality Model."""
 
 import os
+from pathlib import Path
 from typing import Any
 
 import comfy.model_management
@@ -9,6 +10,7 @@ import torch
 from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import io
 
+from ..errors import WeightsError
 from ..images import WorkingSize
 from ..models import MODELS, ModelSpec, is_cached, list_models
 from ..models.create import create_model
@@ -18,6 +20,7 @@ from .quality_model import IQ_MODEL, QualityModel
 FOLDER = "iqa"
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 DEFAULT = "default"
+REQUIREMENTS = Path(__file__).resolve().parents[1] / "requirements.txt"
 
 
 def add_model_folder() -> None:
@@ -26,6 +29,12 @@ def add_model_folder() -> None:
     known, _ = folder_paths.folder_names_and_paths.get(FOLDER, ([], extensions))
     own = os.path.join(folder_paths.models_dir, FOLDER)
     folder_paths.folder_names_and_paths[FOLDER] = (list(dict.fromkeys([*known, own])), extensions)
+
+
+def offered_models() -> list[str]:
+    """All models; without files in models/iqa those of which trained weights are known."""
+    files = folder_paths.get_filename_list(FOLDER) if _has_folder() else []
+    return [name for name in list_models() if MODELS[name].trained or files]
 
 
 def time_of(weights: str | None) -> float:
@@ -64,13 +73,21 @@ def load_quality_model(
 
     Raises:
         ValueError: the weights are not on this machine and downloading was not asked for.
-        WeightsError: the file does not fit the model, or is damaged.
+        WeightsError: the file does not fit the model, is damaged, or cannot be fetched.
+        ImportError: a package of requirements.txt is missing.
     """
     spec = MODELS[name]
     path = default_path(spec, download) if weights == DEFAULT else folder_paths.get_full_path_or_raise(FOLDER, weights)
     if spec.base is not None:
         options["base"] = default_path(spec.base, download)
-    model = create_model(name, weights=path, device="cpu", dtype=PRECISIONS[precision], **options)
+    try:
+        model = create_model(name, weights=path, device="cpu", dtype=PRECISIONS[precision], **options)
+    except WeightsError as error:
+        if path != DEFAULT or spec.bundled:
+            raise
+        raise WeightsError(f"{error} For ComfyUI put it into models/{FOLDER} as {spec.filename}.") from error
+    except ImportError as error:
+        raise ImportError(f"{error}; {name} needs it: install {REQUIREMENTS} into ComfyUI's Python.") from error
     devices = comfy.model_management.get_torch_device(), comfy.model_management.unet_offload_device()
     patcher = ModelPatcher(model, *devices)
     size = working_size(model) if resize else WorkingSize()
@@ -92,7 +109,7 @@ class LoadQualityModel(io.ComfyNode):
             inputs=[
                 io.Combo.Input(
                     "model",
-                    options=list_models(),
+                    options=offered_models(),
                     default="tiny",
                     tooltip="The quality model. tiny is small, fast and made for guidance; the others read CLIP.",
                 ),

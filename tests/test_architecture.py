@@ -40,7 +40,7 @@ TABLE = {
     "search.result": ({"rerank"}, {"torch"}),  # the same
     "nodes": (
         {
-            *{"images", "spreadsheets", "rewards", "rerank", "models", "guidance", "guidance.comfy"},
+            *{"errors", "images", "spreadsheets", "rewards", "rerank", "models", "guidance", "guidance.comfy"},
             *{"search.comfy", "search.halving", "search.result"},
         },
         {"torch", "PIL", "comfy", "comfy_api", "comfy_execution", "folder_paths", "server"},

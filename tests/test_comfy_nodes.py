@@ -88,8 +88,8 @@ def test_scores_are_those_of_the_library(pack, quality):
 
     images = torch.rand(5, 40, 56, 3)
     scores, mean, table = run(pack.ScoreImages, quality, images, 2)
-    expected = iqguide.create_model("tiny")(images.movedim(-1, 1))
-    torch.testing.assert_close(torch.tensor(scores), expected.detach(), rtol=1e-4, atol=1e-5)
+    expected = iqguide.rank(images.movedim(-1, 1), iqguide.create_model("tiny")).scores
+    torch.testing.assert_close(torch.tensor(scores), expected, rtol=1e-4, atol=1e-5)
     assert mean == pytest.approx(sum(scores) / 5)
     rows = json.loads(table)["images"]
     assert [row["index"] for row in rows] == list(range(5))
@@ -323,7 +323,7 @@ def test_guidance_and_its_report(pack, quality, tiny):
     (patched,) = run(pack.QualityGuidance, model, quality, *settings, vae)
     before, after = (tiny.sample(each, 4, batch=6, size=8) for each in (model, patched))
     with torch.inference_mode():
-        margins = [quality.reward.margin(vae.decode(z).movedim(-1, 1)) for z in (before, after)]
+        margins = [quality.reward_for().margin(vae.decode(z).movedim(-1, 1)) for z in (before, after)]
     assert (margins[1] > margins[0]).sum() >= 5
     plot, log = run(pack.GuidanceReport, patched, after)
     assert plot.shape[0] == 1
@@ -379,6 +379,33 @@ def test_the_weights_that_learned_prompts_need_are_not_downloaded_unasked_either
         run(pack.LoadQualityModel, "qualiclip+", "default", False, "float32", True)
 
 
+def test_what_is_missing_is_said_in_the_words_of_comfyui(pack, monkeypatch, tmp_path):
+    monkeypatch.setenv("IQGUIDE_CACHE", str(tmp_path))
+    monkeypatch.setenv("IQGUIDE_OFFLINE", "1")
+    with pytest.raises(RuntimeError, match=r"put it into models/iqa as qualiclip\.pth"):
+        run(pack.LoadQualityModel, "qualiclip", "default", True, "float32", True)
+
+    def without_timm(*args, **options):
+        raise ModuleNotFoundError("No module named 'timm'")
+
+    monkeypatch.setattr(pack.load, "create_model", without_timm)
+    with pytest.raises(ImportError, match=r"No module named 'timm'; tiny needs it: install .*requirements\.txt into"):
+        run(pack.LoadQualityModel, "tiny", "default", False, "float32", True)
+
+
+def test_models_without_weights_are_offered_when_there_are_files(pack, monkeypatch, tmp_path):
+    import folder_paths
+
+    monkeypatch.setitem(folder_paths.folder_names_and_paths, "iqa", ([str(tmp_path)], {".safetensors"}))
+    folder_paths.filename_list_cache.clear()
+    assert "bpclip" not in pack.load.offered_models()
+    assert {"tiny", "bpclip-mini", "qualiclip"} <= set(pack.load.offered_models())
+    (tmp_path / "mine.safetensors").touch()
+    folder_paths.filename_list_cache.clear()
+    assert "bpclip" in pack.load.offered_models()
+    folder_paths.filename_list_cache.clear()
+
+
 def test_weights_from_the_folder(pack, tiny, monkeypatch, tmp_path):
     import folder_paths
     import safetensors.torch
@@ -391,7 +418,7 @@ def test_weights_from_the_folder(pack, tiny, monkeypatch, tmp_path):
     folder_paths.filename_list_cache.clear()
     (loaded,) = run(pack.LoadQualityModel, "tiny", "mine.safetensors", False, "float32", True)
     images = torch.rand(2, 40, 40, 3)
-    expected = other(images.movedim(-1, 1)).detach()
+    expected = iqguide.rank(images.movedim(-1, 1), other).scores
     torch.testing.assert_close(torch.tensor(run(pack.ScoreImages, loaded, images, 8)[0]), expected)
     assert pack.LoadQualityModel.fingerprint_inputs(weights="mine.safetensors") > 0
     folder_paths.filename_list_cache.clear()
