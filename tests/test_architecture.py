@@ -10,6 +10,8 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("pictures", "models", "guidance", "search", "nodes", "training", "cli")
 
+STANDARD = {*sys.stdlib_module_names, "tomllib"}  # which Python 3.10 does not have
+
 # layer: (parts of the package it may import, other packages it may import)
 # A layer is a module of the root, a room, or a part of a room that has rules of its own.
 TABLE = {
@@ -125,7 +127,7 @@ def violations(path: Path, source: str | None = None) -> list[str]:
                 )
         elif name.split(".")[0] == "iqguide":
             wrong.append(f"{path.relative_to(ROOT)} imports {name}; use a relative import")
-        elif name.split(".")[0] not in {*sys.stdlib_module_names, *others}:
+        elif name.split(".")[0] not in STANDARD | others:
             wrong.append(f"{path.relative_to(ROOT)} imports {name}; {layer!r} may import {sorted(others)}")
     return wrong
 
@@ -268,4 +270,4 @@ def test_no_folder_hides_the_workflows_from_comfyui():
 def test_no_root_module_has_the_name_of_another_package():
     """The repository root can be on sys.path, where such a module would hide the real one."""
     names = {path.stem for path in ROOT.glob("*.py")} - {"__init__"}
-    assert names & {*sys.stdlib_module_names, *HEAVY, "comfy_api", "folder_paths", "server", "execution"} == set()
+    assert names & {*STANDARD, *HEAVY, "comfy_api", "folder_paths", "server", "execution"} == set()
