@@ -86,6 +86,17 @@ def claimed(folder: str | os.PathLike[str]) -> Iterator[None]:
         os.close(handle)
 
 
+LONGEST_NAME = 255
+"""Bytes of a file's name, on nearly every file system."""
+
+
+def fitted_name(stem: str, ending: str) -> str:
+    """A file name: the stem, cut where it would be longer than a file system takes, and the ending."""
+    while len(os.fsencode(stem + ending)) > LONGEST_NAME:
+        stem = stem[:-1]
+    return stem + ending
+
+
 @contextmanager
 def written_whole(path: str | os.PathLike[str]) -> Iterator[Path]:
     """A temporary file beside `path` to be written inside the block; it takes the place of `path` at the end.

@@ -121,6 +121,13 @@ def check_images(images: Tensor, name: str = "images") -> None:
         raise ImageError(f"got values from {low:.6g} to {high:.6g} in {name}; expected [0, 1]. {hint}")
 
 
+def over_white(images: Tensor) -> Tensor:
+    """Pictures (N, C, H, W) in [0, 1] as RGB (N, 3, H, W): grey (C 1) is repeated, alpha (C 4) is laid over white."""
+    if images.shape[1] == 1:
+        return images.expand(-1, 3, -1, -1)
+    return images[:, :3] * images[:, 3:4] + (1 - images[:, 3:4]) if images.shape[1] == 4 else images
+
+
 def to_pil(image: Tensor) -> Image.Image:
     """One picture as an 8-bit RGB PIL picture, rounded to the nearest level.
 
@@ -239,9 +246,7 @@ def _from_array(pixels: np.ndarray, name: str) -> Tensor:
     elif not np.issubdtype(batch.dtype, np.floating):
         raise ImageError(f"{name} has dtype {batch.dtype}; expected uint8, uint16 or floating values in [0, 1].")
     images = torch.from_numpy(np.array(batch, dtype=np.float32)).permute(0, 3, 1, 2)  # a copy: the array may change
-    if images.shape[1] == 4:
-        images = images[:, :3] * images[:, 3:] + (1 - images[:, 3:])
-    images = images.expand(-1, 3, -1, -1).contiguous()
+    images = over_white(images).contiguous()
     check_images(images, name)
     return images
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from PIL import Image
 
-LONGEST = 255
-"""Bytes of a name, on nearly every file system."""
+from ..errors import fitted_name
+
 MARK = "iqguide"
 """Keyword of the text in a PNG that says what has written it."""
 
@@ -51,27 +51,20 @@ def check_targets(
 
 
 def unique_names(stems: Sequence[str], suffix: str) -> list[str]:
-    """A file name for each stem: the stem, with its place in front where two would have one name, cut to `LONGEST`.
+    """A file name for each stem: the stem, with its place in front where two would have one name.
 
-    Names that differ in case alone count as one, as some file systems see them.
+    Each is cut to what a file system takes. Names that differ in case alone count as one, as for some file systems.
     """
     width = len(str(len(stems)))
-    plain = [_fitted(stem, suffix) for stem in stems]
+    plain = [fitted_name(stem, suffix) for stem in stems]
     folded = [name.casefold() for name in plain]
     names = [
-        name if folded.count(name.casefold()) == 1 else _fitted(f"{place:0{width}}_{stem}", suffix)
+        name if folded.count(name.casefold()) == 1 else fitted_name(f"{place:0{width}}_{stem}", suffix)
         for place, (name, stem) in enumerate(zip(plain, stems, strict=True), 1)
     ]
     if len({name.casefold() for name in names}) < len(names):  # a stem is called like another with its place
-        names = [_fitted(f"{place:0{width}}_{stem}", suffix) for place, stem in enumerate(stems, 1)]
+        names = [fitted_name(f"{place:0{width}}_{stem}", suffix) for place, stem in enumerate(stems, 1)]
     return names
-
-
-def _fitted(stem: str, suffix: str) -> str:
-    room = LONGEST - len(os.fsencode(suffix))
-    while len(os.fsencode(stem)) > room:
-        stem = stem[:-1]
-    return stem + suffix
 
 
 def _key(path: str | os.PathLike[str]) -> tuple[int, int] | None:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..errors import WeightsError
-from .checks import check_shape, working_dtype
+from .checks import check_pictures, working_dtype
 from .clip_config import ClipConfig
 from .describe import Description
 from .hub import HubModel, bad_config
@@ -95,7 +95,7 @@ class AntonymScore(nn.Module, HubModel):
 
     def features(self, images: Tensor) -> Tensor:
         """The pictures' features, of length one: images as in `forward` -> (N, E) in float32 or better."""
-        check_shape(images)
+        check_pictures(images)
         pixels = (images.to(working_dtype(images.dtype)) - self.pixel_mean) / self.pixel_std
         features = self.visual(pixels.to(self.visual.conv1.weight.dtype))
         return F.normalize(features.to(working_dtype(features.dtype)), dim=-1)

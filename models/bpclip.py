@@ -26,7 +26,7 @@ from .attention import check_backend
 from .bpclip_backbone import IMAGENET_MEAN, IMAGENET_STD, make_backbone
 from .bpclip_blocks import Attention, GatedLocalPooling, Level, PositionalEncoding
 from .bpclip_config import BPCLIPConfig, read_config
-from .checks import check_shape, working_dtype
+from .checks import check_pictures, working_dtype
 from .describe import Description
 from .hub import HubModel, check_spreads, read_saved
 from .seed import fixed_seed
@@ -134,7 +134,7 @@ class BPCLIP(nn.Module, HubModel):
 
     def maps(self, images: Tensor) -> list[Tensor]:
         """The five feature maps (N, C_i, h_i, w_i) of pictures as in `forward`, strides 2 to 32."""
-        check_shape(images)
+        check_pictures(images)
         pixels = (images.to(working_dtype(images.dtype)) - self.pixel_mean) / self.pixel_std
         return self.backbone(pixels.to(self.positions.grid.dtype))
 
@@ -207,14 +207,14 @@ class BPCLIP(nn.Module, HubModel):
 
     def _reference_maps(self, images: Tensor, reference: Tensor | None) -> list[Tensor] | None:
         """The maps of the reference, one for each picture; None for a model that takes no reference."""
-        check_shape(images)
+        check_pictures(images)
         if not self.config.full_reference:
             if reference is not None:
                 raise ValueError("this model takes no reference; use 'bpclip-fr' to compare pictures with one.")
             return None
         if reference is None:
             raise ValueError("this model compares pictures with a reference; expected model(images, reference).")
-        check_shape(reference)
+        check_pictures(reference)
         if images.shape[2:] != reference.shape[2:] or len(reference) not in (1, len(images)):
             raise ValueError(
                 f"images have shape {tuple(images.shape)} and the reference {tuple(reference.shape)}; expected equal "

@@ -1,6 +1,6 @@
-"""What a model checks at each call: shape and dtype of pictures.
+"""What a model checks at each call: shape, dtype and roughly the range of pictures.
 
-Their values are checked at the edges of the package (`images.check_images`), since looking at them makes a GPU wait.
+Exactly their values are checked at the edges of the package (`images.check_images`).
 """
 
 from __future__ import annotations
@@ -8,12 +8,15 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+SLACK = 0.05
+"""How far outside [0, 1] values may be: rounding and sharpening stay within it, bytes and [-1, 1] do not."""
 
-def check_shape(images: Tensor, min_side: int = 32) -> None:
-    """Refuse a tensor that does not have the shape and dtype of a batch of RGB pictures.
 
-    Values are not looked at, since that would make a GPU wait: they should be in [0, 1]. A NaN pixel gives a NaN score
-    for its picture and leaves the rest of the batch alone.
+def check_pictures(images: Tensor, min_side: int = 32) -> None:
+    """Refuse a tensor that is no batch of RGB pictures in [0, 1].
+
+    A GPU is waited for once. A NaN pixel gives a NaN score for its picture and leaves the rest of the batch alone. The
+    range is not looked at while a graph is traced (torch.compile, torch.export).
 
     Args:
         images: should be (N, 3, H, W), floating point, H and W at least `min_side`.
@@ -21,7 +24,7 @@ def check_shape(images: Tensor, min_side: int = 32) -> None:
 
     Raises:
         TypeError: not a tensor, or not floating point.
-        ValueError: wrong shape, or too small.
+        ValueError: wrong shape, too small, or values clearly outside [0, 1].
     """
     if not isinstance(images, Tensor):
         raise TypeError(f"images are {type(images).__name__}; expected a tensor: iqguide.load_images(...) makes one.")
@@ -32,6 +35,15 @@ def check_shape(images: Tensor, min_side: int = 32) -> None:
     height, width = images.shape[2:]
     if min(height, width) < min_side:
         raise ValueError(f"images are {width}x{height} pixels; expected at least {min_side}x{min_side}: enlarge them.")
+    if not torch.compiler.is_compiling() and not images.is_meta and images.numel():
+        _check_range(images)
+
+
+def _check_range(images: Tensor) -> None:
+    low, high = torch.stack(images.detach().aminmax()).tolist()
+    if low < -SLACK or high > 1 + SLACK:
+        hint = "divide bytes by 255" if high > 2 else "bring [-1, 1] to [0, 1] with images / 2 + 0.5"
+        raise ValueError(f"images have values from {low:.4g} to {high:.4g}; expected [0, 1]: {hint}.")
 
 
 def _way_out(images: Tensor) -> str:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .checks import check_shape, working_dtype
+from .checks import check_pictures, working_dtype
 from .efficientnet import WIDTHS, EfficientNetLite0
 from .hub import HubModel
 from .pooling import TONES, mean_and_spread, tone_and_colour
@@ -45,7 +45,7 @@ class Lite(nn.Module, HubModel):
 
     def seen(self, images: Tensor) -> tuple[Tensor, list[Tensor]]:
         """`pooled` and the maps behind it: of the stem and of the stages, from fine to coarse."""
-        check_shape(images)
+        check_pictures(images)
         dtype = working_dtype(self.trunk.stem[0].conv.weight.dtype)
         maps = self.trunk(images)
         with torch.autocast(images.device.type, enabled=False):

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .checks import check_shape, working_dtype
+from .checks import check_pictures, working_dtype
 from .hub import HubModel
 from .pooling import TONES, mean_and_spread, tone_and_colour
 
@@ -90,7 +90,7 @@ class Tiny(nn.Module, HubModel):
 
     def seen(self, images: Tensor) -> tuple[Tensor, list[Tensor]]:
         """`pooled` and the maps behind it, of the four stages."""
-        check_shape(images)
+        check_pictures(images)
         x = images.to(self.stages[0][0].weight.dtype) * 2 - 1
         dtype = working_dtype(x.dtype)
         maps = []

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from ..images import to_pil, to_tensor
+from ..images import over_white, to_pil, to_tensor
 from .tables import number
 
 SHARE = 20
@@ -17,7 +17,7 @@ SMALLEST = 10
 
 def labelled(image: Tensor, text: str) -> Tensor:
     """A picture (H, W, C) in [0, 1] with a line of text in its corner; (H, W, 3). NaN is shown black."""
-    picture = to_pil(image[..., :3].movedim(-1, 0).float().nan_to_num(0.0).clamp(0, 1))
+    picture = to_pil(over_white(image[None].movedim(-1, 1).float().nan_to_num(0.0).clamp(0, 1)))
     write(picture, text)
     return to_tensor(picture)[0].movedim(0, -1)
 

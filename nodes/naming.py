@@ -2,6 +2,8 @@
 
 import os
 
+from ..errors import fitted_name
+
 BATCH_NUMBER = "%batch_num%"
 """What ComfyUI leaves in a prefix for the place of a picture in its batch, from 0."""
 
@@ -18,7 +20,7 @@ def picture_names(folder: str, name: str, counter: int, count: int) -> list[str]
     """
     while True:
         names = [
-            f"{name.replace(BATCH_NUMBER, str(place))}_{number:05}_.png"
+            fitted_name(name.replace(BATCH_NUMBER, str(place)), f"_{number:05}_.png")
             for place, number in enumerate(range(counter, counter + count))
         ]
         if not any(os.path.exists(os.path.join(folder, each)) for each in names):
@@ -28,4 +30,4 @@ def picture_names(folder: str, name: str, counter: int, count: int) -> list[str]
 
 def table_name(name: str) -> str:
     """The CSV of all pictures of a prefix."""
-    return f"{name.replace(BATCH_NUMBER, '') or 'scores'}.csv"
+    return fitted_name(name.replace(BATCH_NUMBER, "") or "scores", ".csv")

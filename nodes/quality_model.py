@@ -12,7 +12,7 @@ from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import io
 from torch import Tensor
 
-from ..images import WorkingSize, resize_short_side
+from ..images import WorkingSize, over_white, resize_short_side
 from ..rerank import equal_sized, mean_rank, score_finite
 from ..rewards import FullReference, Resize, Reward
 
@@ -74,8 +74,8 @@ class QualityModel:
 
 
 def to_pictures(images: Tensor) -> Tensor:
-    """ComfyUI's IMAGE (N, H, W, C), about [0, 1] -> (N, 3, H, W) float32 in [0, 1]; NaN stays NaN."""
-    return images[..., :3].movedim(-1, 1).float().clamp(0, 1)
+    """ComfyUI's IMAGE (N, H, W, C), about [0, 1] -> (N, 3, H, W) float32 in [0, 1], over white; NaN stays NaN."""
+    return over_white(images.movedim(-1, 1).float().clamp(0, 1))
 
 
 def score_images(

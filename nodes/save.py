@@ -10,11 +10,13 @@ from typing import Any
 import folder_paths
 from comfy.cli_args import args
 from comfy_api.latest import io, ui
+from PIL import Image
 from torch import Tensor
 
-from ..images import save_image
+from ..images import save_image, to_pil
+from ..spreadsheets import safe_row
 from .naming import picture_names, table_name
-from .quality_model import IQ_MODEL, QualityModel, score_images, to_pictures
+from .quality_model import IQ_MODEL, QualityModel, score_images
 from .select import all_pictures, single
 from .text import show, summary
 
@@ -28,7 +30,16 @@ def append_rows(path: str, rows: list[Mapping[str, Any]]) -> None:
         writer = csv.DictWriter(file, COLUMNS)
         if is_new:
             writer.writeheader()
-        writer.writerows(rows)
+        writer.writerows(dict(zip(row, safe_row(row.values()), strict=True)) for row in rows)
+
+
+def as_saved(picture: Tensor) -> Image.Image:
+    """A picture (H, W, C) as Save Image has it, with its alpha channel where it has one; NaN becomes 0."""
+    whole = picture.nan_to_num(0.0).float().clamp(0, 1).movedim(-1, 0)
+    image = to_pil(whole[:3] if len(whole) >= 3 else whole[:1].expand(3, -1, -1))
+    if len(whole) == 4:
+        image.putalpha(to_pil(whole[3:].expand(3, -1, -1)).getchannel("R"))
+    return image
 
 
 class ScoreAndSave(io.ComfyNode):
@@ -91,8 +102,7 @@ class ScoreAndSave(io.ComfyNode):
         names, rows = picture_names(folder, name, counter, len(scores)), []
         for file, picture, score in zip(names, pictures, scores, strict=True):
             known = score if math.isfinite(score) else None
-            image = to_pictures(picture[None].nan_to_num(0.0))[0]
-            save_image(image, os.path.join(folder, file), cls._metadata(model.name, known))
+            save_image(as_saved(picture), os.path.join(folder, file), cls._metadata(model.name, known))
             rows.append({"file": file, "score": known, "model": model.name})
         append_rows(os.path.join(folder, table_name(name)), rows)
         show(cls, summary(scores))

@@ -3,11 +3,13 @@
 import csv
 import io
 import math
+import unicodedata
 from pathlib import Path
 
 import numpy as np
 import openpyxl
 import pytest
+from PIL import Image
 from scipy.io import savemat
 
 from iqguide.training.datasets import READERS, load_dataset, official_split, seeded_splits
@@ -488,3 +490,42 @@ def test_damaged_files(tree):
     refused("live-challenge", root, ValueError, "cannot be read as a MATLAB file")
     savemat(path, {"mos": [1.0]})
     refused("live-challenge", root, ValueError, "has no variable 'AllMOS_release'")
+
+
+# --- tables as people write them ---
+
+
+def folder_of_pictures(root, names):
+    for index, name in enumerate(names):
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (40, 40), (index * 50, 0, 0)).save(path)
+    return root
+
+
+def test_a_header_that_repeats_a_column_is_refused(tmp_path):
+    folder_of_pictures(tmp_path, ["a.png", "b.png"])
+    (tmp_path / "mos.csv").write_text("image,mos,mos\na.png,1,5\nb.png,2,4\n")
+    with pytest.raises(ValueError, match="has the column 'mos' more than once; expected it once: rename or remove one"):
+        load_dataset("csv", tmp_path)
+    (tmp_path / "mos.csv").write_text("image,mos,,\na.png,1,,\nb.png,2,,\n")  # columns without a name hold nothing
+    assert [sample.mos for sample in load_dataset("csv", tmp_path)] == [1, 2]
+
+
+@pytest.mark.parametrize("form", ["NFC", "NFD"])
+def test_letters_of_another_form_and_backslashes_name_the_same_file(tmp_path, form):
+    other = {"NFC": "NFD", "NFD": "NFC"}[form]
+    names = [f"köln/größe {index}.png" for index in range(2)] + ["plain.png"]
+    folder_of_pictures(tmp_path, [unicodedata.normalize(form, name) for name in names])
+    written = [unicodedata.normalize(other, name).replace("/", "\\") for name in names]
+    rows = "".join(f"{name},{index}\n" for index, name in enumerate(written))
+    (tmp_path / "mos.csv").write_text(f"image,mos\n{rows}", "utf-8")
+    found = load_dataset("csv", tmp_path)
+    assert [sample.image for sample in found] == [tmp_path / unicodedata.normalize(form, name) for name in names]
+    again = unicodedata.normalize(form, names[0])
+    (tmp_path / "mos.csv").write_text(f"image,mos\n{rows}{again},9\n", "utf-8")  # one file, written in both forms
+    with pytest.raises(ValueError, match="comes more than once"):
+        load_dataset("csv", tmp_path)
+    (tmp_path / "mos.csv").write_text(f"image,mos\n{rows}gone\\x.png,9\n", "utf-8")
+    with pytest.raises(FileNotFoundError, match="1 of 4 pictures are missing"):
+        load_dataset("csv", tmp_path)

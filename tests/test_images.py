@@ -13,7 +13,16 @@ import pytest
 import torch
 from PIL import Image
 
-from iqguide.images import ImageError, atomic_write, load_images, resize_short_side, save_image, to_pil, to_tensor
+from iqguide.images import (
+    ImageError,
+    atomic_write,
+    load_images,
+    over_white,
+    resize_short_side,
+    save_image,
+    to_pil,
+    to_tensor,
+)
 from iqguide.pictures.listing import list_pictures
 
 
@@ -237,3 +246,12 @@ def test_what_is_no_file_is_written_to_and_stays_what_it_is(tmp_path):
     atomic_write(link, b"0.6")
     assert link.is_symlink()
     assert target.read_bytes() == b"0.6"
+
+
+def test_transparency_is_one_rule_for_files_arrays_and_batches(tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 256, (40, 48, 4), dtype=np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    batch = torch.from_numpy(pixels / 255).float().movedim(-1, 0)[None]
+    torch.testing.assert_close(over_white(batch), load_images(tmp_path / "a.png"), rtol=0, atol=1.01 / 255)
+    torch.testing.assert_close(over_white(batch), to_tensor(pixels), rtol=0, atol=1e-6)
+    assert torch.equal(over_white(batch[:, :1]), batch[:, :1].expand(-1, 3, -1, -1))

@@ -245,3 +245,18 @@ def test_torchs_default_device_is_the_default(name):
     with torch.device("meta"):
         model = make(name)
     assert {parameter.device.type for parameter in model.parameters()} == {"meta"}
+
+
+@pytest.mark.parametrize("name", ["tiny", "bpclip-mini", "lite"])
+def test_pictures_of_another_range_or_too_small_are_refused(name):
+    model = iqguide.create_model(name, weights="random")
+    good = torch.rand(1, 3, 64, 64)
+    for call in (model, model.margin):
+        with pytest.raises(ValueError, match=r"images have values from .* expected .* divide bytes by 255"):
+            call(good * 255)
+        with pytest.raises(ValueError, match=r"images have values from .* bring .* with images / 2"):
+            call(good * 2 - 1)
+        with pytest.raises(ValueError, match="31x64 pixels; expected at least 32x32: enlarge them"):
+            call(good[..., :31])
+        assert call(good * 1.02 - 0.01).isfinite().all()  # what rounding and sharpening do
+        assert call(good.where(good > 0.01, torch.nan)).isnan().all()

@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 from dataclasses import replace
 
 import pytest
@@ -199,6 +200,18 @@ def test_the_place_in_the_batch_is_in_the_file_names_and_not_in_that_of_the_tabl
     assert not set(picture_names(tmp_path, "a%batch_num%b", 1, 3)) & set(names)
     assert table_name("a%batch_num%b") == "ab.csv"
     assert table_name("%batch_num%") == "scores.csv"
+
+
+def test_the_longest_names_of_saved_files(tmp_path):
+    for name in [*picture_names(tmp_path, "ä" * 127 + "x", 1, 2), table_name("x" * 255)]:
+        (tmp_path / name).write_bytes(b"")
+        assert len(os.fsencode(name)) <= 255
+    assert picture_names(tmp_path, "ä" * 127 + "x", 1, 1)[0].endswith("_00003_.png")
+
+
+def test_a_label_is_written_on_what_is_seen_of_a_transparent_picture():
+    picture = torch.zeros(64, 64, 4)  # black, and all of it transparent
+    assert labelled(picture, "")[40:].min() == 1
 
 
 def test_attributes_are_read_line_by_line():

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .tables import Finder, existing, number, read_csv, read_mat, read_text, read_xlsx
+from .tables import Finder, Locator, existing, number, read_csv, read_mat, read_text, read_xlsx
 
 SPLITS, HELD_OUT = 10, 0.2
 PARTS = {"training": "train", "train": "train", "validation": "validation", "val": "validation", "test": "test"}
@@ -216,7 +216,11 @@ def load_dataset(name: str, root: Path, scale: Scale | None = None) -> list[Samp
     if name not in READERS:
         raise ValueError(f"unknown data set {name!r}; expected one of {', '.join(READERS)}.")
     reader, own = READERS[name]
-    samples = list(reader(Path(root)))
+    locate = Locator()
+    samples = [
+        replace(sample, image=locate(sample.image), reference=sample.reference and locate(sample.reference))
+        for sample in reader(Path(root))
+    ]
     scores = [sample.mos for sample in samples]
     _check(samples, scores, root)
     worst, best = scale or own or _scale_of(name, scores)

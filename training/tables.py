@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import io
+import unicodedata
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -89,9 +91,8 @@ def read_xlsx(path: Path, columns: Sequence[str], sheet: str | None = None) -> l
         lines = list(book[sheet or book.sheetnames[0]].iter_rows(values_only=True))
     finally:
         book.close()
-    header = next((i for i, line in enumerate(lines) if set(columns) <= set(line)), None)
-    if header is None:
-        _check_columns(path, columns, [str(cell) for cell in (lines or [()])[0]])
+    header = next((i for i, line in enumerate(lines) if set(columns) <= set(line)), 0)
+    _check_columns(path, columns, ["" if cell is None else str(cell) for cell in (lines or [()])[header]])
     found = [dict(zip(lines[header], line, strict=False)) for line in lines[header + 1 :]]
     return [row for row in found if row[columns[0]] is not None]
 
@@ -141,6 +142,32 @@ class Finder:
         return self.files.get(name.lower(), self.folder / name)
 
 
+class Locator:
+    """Finds the files that a table names, also where it writes them with backslashes, or letters in another form.
+
+    One letter can be one code point or two (NFC and NFD of Unicode); macOS writes the latter, most tables the former.
+    """
+
+    def __init__(self) -> None:
+        self._names: dict[Path, dict[str, Path]] = {}
+
+    def __call__(self, path: Path) -> Path:
+        """The file; where there is none, the path as it is written."""
+        if path.is_file():
+            return path
+        found = Path(path.anchor)
+        for part in Path(str(path).replace("\\", "/")).parts[len(found.parts) :]:
+            exact = found / part
+            found = exact if exact.exists() else self._alike(found).get(unicodedata.normalize("NFC", part), exact)
+        return found if found.is_file() else path
+
+    def _alike(self, folder: Path) -> dict[str, Path]:
+        if folder not in self._names:
+            entries = folder.iterdir() if folder.is_dir() else ()
+            self._names[folder] = {unicodedata.normalize("NFC", entry.name): entry for entry in entries}
+        return self._names[folder]
+
+
 def _check_cells(path: Path, line: int, row: dict[str | None, Any], wanted: Sequence[str]) -> None:
     missing = [name for name in wanted if row.get(name, "") is None]
     if missing:
@@ -150,6 +177,9 @@ def _check_cells(path: Path, line: int, row: dict[str | None, Any], wanted: Sequ
 
 
 def _check_columns(path: Path, wanted: Sequence[str], found: Sequence[str]) -> None:
+    twice = [name for name, count in Counter(found).items() if name and count > 1]
+    if twice:
+        raise ValueError(f"{path} has the column {twice[0]!r} more than once; expected it once: rename or remove one.")
     missing = [name for name in wanted if name not in found]
     if missing:
         raise ValueError(f"{path} has no column {missing[0]!r}; expected {', '.join(wanted)}, got {', '.join(found)}.")
