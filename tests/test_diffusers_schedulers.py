@@ -440,6 +440,18 @@ def test_an_unknown_scheduler_names_the_known_ones():
     assert "step" not in vars(pipe.scheduler)
 
 
+@pytest.mark.parametrize("name", ["DDIM", "DDPM", "PNDM"])
+def test_a_timestep_that_is_not_in_the_list_is_refused(make, name):
+    scheduler = make(*(DETERMINISTIC | STOCHASTIC)[name])
+    set_timesteps(scheduler, 4)
+    zero = torch.zeros(1, 3, 2, 2)
+    with (
+        pytest.raises(ValueError, match=r"timestep 123 is not in the scheduler's list \["),
+        guided(SimpleNamespace(scheduler=scheduler), guidance()),
+    ):
+        scheduler.step(zero, 123, zero)
+
+
 def test_inverted_sigmas_are_refused():
     scheduler = diffusers.FlowMatchEulerDiscreteScheduler(invert_sigmas=True)
     scheduler.set_timesteps(4)

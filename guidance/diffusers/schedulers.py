@@ -86,16 +86,12 @@ def _heun_stage(first: bool, start: float, end: float) -> Stage:
 def _midpoint(scheduler: Any, timestep: Any) -> StepCoefficients:
     """Evaluations at the beginning of a step and in its middle: each stands for what lies before the next one."""
     first, start, end = _step_ends(scheduler)
-    middle = _middle(scheduler, start, end)
     if end == 0:
         return _exploding(scheduler, Stage(start, start, end))
+    middle = math.sqrt(start * end)  # DPMSolverSDE
+    if hasattr(scheduler, "sigmas_interpol"):
+        middle = float(scheduler.sigmas_interpol[scheduler.step_index + int(first)])
     return _exploding(scheduler, Stage(start, start, middle) if first else Stage(middle, middle, end))
-
-
-def _middle(scheduler: Any, start: float, end: float) -> float:
-    if not hasattr(scheduler, "sigmas_interpol"):
-        return math.sqrt(start * end)  # DPMSolverSDE
-    return float(scheduler.sigmas_interpol[scheduler.step_index + int(scheduler.state_in_first_order)])
 
 
 def _ancestral_midpoint(scheduler: Any, timestep: Any) -> StepCoefficients:
@@ -141,28 +137,32 @@ def _ratio(alpha_cumprod: float) -> float:
     return math.inf if alpha_cumprod == 0 else math.sqrt((1 - alpha_cumprod) / alpha_cumprod)
 
 
-def _following(scheduler: Any, timestep: Any) -> int | None:
+def _following(scheduler: Any, timestep: int) -> int | None:
     """The timestep after this one: a step ends where the next evaluation is, whatever `step` computes.
 
     DDIM and PNDM go down by num_train_timesteps // steps, which is not how far their timesteps lie apart.
     """
     timesteps = scheduler.timesteps.tolist()
-    last = len(timesteps) - 1 - timesteps[::-1].index(int(timestep))  # PNDM has one of them twice
+    if timestep not in timesteps:
+        raise ValueError(
+            f"timestep {timestep} is not in the scheduler's list {timesteps}; guidance does not support this pipeline."
+        )
+    last = len(timesteps) - 1 - timesteps[::-1].index(timestep)  # PNDM has one of them twice
     return timesteps[last + 1] if last + 1 < len(timesteps) else None
 
 
 def _ddim(scheduler: Any, timestep: Any) -> StepCoefficients:
-    return _preserving(scheduler, timestep, _following(scheduler, timestep), scheduler.final_alpha_cumprod)
+    return _preserving(scheduler, timestep, _following(scheduler, int(timestep)), scheduler.final_alpha_cumprod)
 
 
 def _to_the_clean_end(scheduler: Any, timestep: Any) -> StepCoefficients:
     """The last step of DDPM and LCM returns the prediction itself."""
-    return _preserving(scheduler, timestep, _following(scheduler, timestep), 1.0)
+    return _preserving(scheduler, timestep, _following(scheduler, int(timestep)), 1.0)
 
 
 def _tcd(scheduler: Any, timestep: Any) -> StepCoefficients:
     """The last step ends at the first timestep of the schedule."""
-    return _preserving(scheduler, timestep, _following(scheduler, timestep), scheduler.alphas_cumprod[0])
+    return _preserving(scheduler, timestep, _following(scheduler, int(timestep)), scheduler.alphas_cumprod[0])
 
 
 def _pndm(scheduler: Any, timestep: Any) -> StepCoefficients:
