@@ -24,7 +24,8 @@ from iqguide.models.cache import find_weights
 from iqguide.models.catalog import get_spec
 from iqguide.training import fit_bpclip
 from iqguide.training.batches import EACH
-from iqguide.training.data import clean_photographs, read, split, to_tensor
+from iqguide.training.crops import read, to_tensor
+from iqguide.training.data import clean_photographs, split
 
 SEEN = ("--small", "70", "--large", "4", "--large-crop", "192", "--scored-crop", "192")
 FIT = ("--lr", "6e-4", "--ladders", "10", "--scored", "16", "--steps", "200")

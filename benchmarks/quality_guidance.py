@@ -27,6 +27,7 @@ from iqguide.training import batches, finetune, objectives
 from iqguide.training.batches import Crops
 from iqguide.training.config import FinetuneConfig
 from iqguide.training.data import clean_photographs, split
+from iqguide.training.run_settings import Started
 
 GUIDANCE_GRADE = {"alignment_weight": 1.0, "penalty_weight": 0.02, "attack_weight": 1.0, "denoised_weight": 1.0}
 CONFIGS = {
@@ -50,7 +51,7 @@ def tuned(config: FinetuneConfig, way: str, data: Path, out: Path, weights: str,
         config, out=out / f"{config.model}-{way.replace(' ', '-')}-{digest(config, start, denoised or '')}"
     )
     if not (config.out / "run.json").is_file():
-        finetune.train(config, resume=any(config.out.glob("checkpoint-*")))
+        finetune.train(config, Started(resume=any(config.out.glob("checkpoint-*"))))
     return config.out / f"{config.model}.safetensors"
 
 

@@ -18,7 +18,8 @@ import torch
 from tiny_quality import flat, tid_paths, tid_rows, tid_steps
 
 from iqguide.training.correlation import correlations, intervals
-from iqguide.training.data import Photograph, alike_groups, held_out, scored_photographs
+from iqguide.training.data import Photograph, held_out, scored_photographs
+from iqguide.training.duplicates import alike_groups
 
 Record = dict[str, Any]
 DRAWS = 1000  # of the bootstrap

@@ -13,7 +13,8 @@ from tqdm import tqdm
 from iqguide import create_model
 from iqguide.training import finetune
 from iqguide.training.config import FinetuneConfig
-from iqguide.training.data import read, to_tensor
+from iqguide.training.crops import read, to_tensor
+from iqguide.training.run_settings import Started
 
 SIZES = {"layers": [1, 1, 1, 1], "width": 16, "embed_dim": 128}
 CONFIG = FinetuneConfig(
@@ -34,7 +35,7 @@ def run(data: Path, out: Path, known: Pictures, splits: int, config: FinetuneCon
     folder = out / f"qualiclip-{digest(config)}"
     config = dataclasses.replace(config, data=data, out=folder)
     if not (folder / "run.json").is_file():
-        finetune.train(config, resume=any(folder.glob("checkpoint-*")))
+        finetune.train(config, Started(resume=any(folder.glob("checkpoint-*"))))
     model = create_model("qualiclip", weights=folder / "qualiclip.safetensors")
     parameters = sum(p.numel() for p in model.parameters())
     wanted = np.flatnonzero(np.any([known.held_out(number) for number in range(splits)], axis=0))

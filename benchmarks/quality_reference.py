@@ -28,6 +28,7 @@ from iqguide.models.catalog import get_spec
 from iqguide.training import finetune
 from iqguide.training.config import FinetuneConfig
 from iqguide.training.data import clean_photographs, split
+from iqguide.training.run_settings import Started
 
 CONFIG = FinetuneConfig(
     model="bpclip-fr", steps=300, lr=6e-4, warmup=30, cut=4, crop=96, ladders=8, ladder_levels=4, ema=0.98,
@@ -55,7 +56,7 @@ def trained(data: Path, out: Path, weights: str, config: FinetuneConfig) -> Path
         model.backbone.load_state_dict(create_model("bpclip-mini", weights=eyes).backbone.state_dict())
         folder.mkdir(parents=True, exist_ok=True)
         save_model(model, start)
-        finetune.train(config, resume=any(folder.glob("checkpoint-*")))
+        finetune.train(config, Started(resume=any(folder.glob("checkpoint-*"))))
     return folder / "bpclip-fr.safetensors"
 
 

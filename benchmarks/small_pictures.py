@@ -16,7 +16,8 @@ from PIL import Image, ImageFilter
 
 from iqguide import create_model
 from iqguide.images import resize_short_side, to_tensor
-from iqguide.training.data import clean_photographs, read
+from iqguide.training.crops import read
+from iqguide.training.data import clean_photographs
 
 SIDES, ENLARGED = (32, 48, 64, 96, 128, 192, 256), (None, 64, 96, 128, 192, 256)
 

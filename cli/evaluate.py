@@ -19,10 +19,11 @@ from ..images import WorkingSize, picture_format, save_image
 from ..models import MODELS
 from ..rewards import at_working_size
 from ..spreadsheets import safe_row
-from ..training.correlation import fit_logistic, logistic
-from ..training.data import alike_groups
-from ..training.datasets import Sample, load_dataset
+from ..training.correlation import fit_logistic, fit_logistic5, logistic, logistic5
+from ..training.datasets import load_dataset
+from ..training.duplicates import alike_groups
 from ..training.evaluate import chosen, distributed_device, score_samples, summarise
+from ..training.sample import Sample
 from .console import OK
 from .named_models import load_named, names_in
 from .outputs import MARK, check_targets
@@ -34,8 +35,9 @@ PLOT = "plot"
 NAMES = {
     "srcc": "SRCC",
     "plcc": "PLCC",
-    "plcc_fitted": "PLCC after the four-parameter logistic",
+    "plcc_fitted": "PLCC after the {} logistic",
     "krcc": "KRCC",
+    "pairwise": "pairs of pictures in the right order",
 }
 
 
@@ -45,9 +47,10 @@ def run_evaluate(options: argparse.Namespace) -> int:
     _check_files(options)
     own_device, is_main = distributed_device()
     device = own_device or best_device(options.device)
-    samples = load_dataset(options.dataset, Path(options.root), tuple(options.scale) if options.scale else None)
+    scale = tuple(options.scale) if options.scale else None
+    samples = load_dataset(options.dataset, Path(options.root), scale, options.lower_is_better)
     _check_targets(options, samples)
-    samples = [samples[index] for index in chosen(samples, options.split)]
+    samples = [samples[index] for index in chosen(samples, options.split, options.dataset)]
     if options.group_alike:
         groups = alike_groups([sample.image for sample in samples])
         samples = [replace(sample, group=f"alike {group}") for sample, group in zip(samples, groups, strict=True)]
@@ -58,8 +61,8 @@ def run_evaluate(options: argparse.Namespace) -> int:
     scores = score_samples(reward, samples, size, device, compares)
     if not is_main:
         return OK
-    figures = summarise(samples, scores, options.split, options.bootstrap)
-    settings = {name: getattr(options, name) for name in ("model", "weights", "dataset", "split")}
+    figures = summarise(samples, scores, options.split, options.bootstrap, options.logistic)
+    settings = {name: getattr(options, name) for name in ("model", "weights", "dataset", "split", "logistic")}
     if options.json:
         print(json.dumps({**figures, **settings, "short_side": size.most}, indent=1))
     else:
@@ -67,7 +70,8 @@ def run_evaluate(options: argparse.Namespace) -> int:
     if options.csv:
         _write_csv(samples, scores, Path(options.csv))
     if options.plot:
-        _plot(samples, scores, f"{options.model} on {options.dataset}   SRCC {figures['srcc']:.3f}", Path(options.plot))
+        title = f"{options.model} on {options.dataset}   SRCC {figures['srcc']:.3f}"
+        _plot(samples, scores, title, Path(options.plot), options.logistic)
     return OK
 
 
@@ -86,15 +90,16 @@ def _check_targets(options: argparse.Namespace, samples: Sequence[Sample]) -> No
         check_targets(filter(None, [target]), [Path(options.root), *read], own, options.overwrite)
 
 
-def _print(figures: dict[str, Any], settings: dict[str, str], size: WorkingSize) -> None:
+def _print(figures: dict[str, Any], settings: dict[str, Any], size: WorkingSize) -> None:
     print(f"{settings['model']} on {settings['dataset']}: {figures['n']} images, {size}")
+    curve = {4: "four-parameter", 5: "five-parameter"}[settings["logistic"]]
     for name, text in NAMES.items():
         spread = ""
-        if "intervals" in figures:
+        if name in figures.get("intervals", {}):
             spread = "  [{:.3f}, {:.3f}]".format(*figures["intervals"][name])
         elif "std" in figures:
             spread = f"  +- {figures['std'][name]:.3f}"
-        print(f"{figures[name]:.3f}{spread}  {text}")
+        print(f"{figures[name]:.3f}{spread}  {text.format(curve)}")
     if "intervals" in figures:
         print("In brackets: 95 % bootstrap intervals.")
     elif "std" in figures:
@@ -112,10 +117,14 @@ def _write_csv(samples: Sequence[Sample], scores: np.ndarray, path: Path) -> Non
     atomic_write(path, text.getvalue().encode(errors="surrogateescape"))
 
 
-def _plot(samples: Sequence[Sample], scores: np.ndarray, title: str, path: Path) -> None:
+def _plot(samples: Sequence[Sample], scores: np.ndarray, title: str, path: Path, parameters: int) -> None:
     """Scores against opinions, with the fitted logistic."""
     mos = np.array([sample.normalised_mos for sample in samples])
     line = np.linspace(scores.min(), scores.max(), 200)
-    curve = np.clip(logistic(line, *fit_logistic(scores, mos)), mos.min(), mos.max())
+    if parameters == 4:
+        curve = logistic(line, *fit_logistic(scores, mos))
+    else:
+        curve = logistic5(line, *fit_logistic5(scores, mos))
+    curve = np.clip(curve, mos.min(), mos.max())
     picture = scatter(scores.tolist(), mos.tolist(), ("score", "opinion"), title, (line.tolist(), curve.tolist()))
     save_image(picture, path, {MARK: PLOT} if picture_format(path) == "PNG" else None)

@@ -186,8 +186,9 @@ def _add_sample(commands: Any) -> None:
 def _add_evaluate(commands: Any) -> None:
     parser = _add(commands, "evaluate", ".evaluate", "measure how well a model agrees with people on a data set")
     parser.epilog = (
-        "Data sets: live-challenge, koniq-10k, spaq, flive, kadid-10k, tid2013, csiq, live, agiqa-3k, agiqa-1k, each as"
-        " it was released, and csv: a table with the columns image,mos[,std][,reference][,split]. Under `accelerate"
+        "Data sets: live-challenge, koniq-10k (z-scored MOS; koniq-10k-raw for the ratings' mean), spaq, flive, bid,"
+        " uhd-iqa, kadid-10k, tid2013, csiq, live, pipal, agiqa-3k, agiqa-1k, aigiqa-20k, aigciqa2023, each as it was"
+        " released, and csv: a table with the columns image,mos[,std][,reference][,split]. Under `accelerate"
         " launch -m iqguide.cli evaluate ...` the images are split over the GPUs, and over N processes on CPUs under"
         " `ACCELERATE_USE_CPU=true torchrun --nproc-per-node N -m iqguide.cli evaluate ...`."
     )
@@ -195,14 +196,13 @@ def _add_evaluate(commands: Any) -> None:
     parser.add_argument("--root", required=True, metavar="DIR", help="its folder; for csv the table")
     parser.add_argument(
         "--split",
-        choices=["all", "test", "ten"],
         default="all",
-        help="all images, the official test part, or the test parts of ten seeded splits by reference",
+        metavar="NAME",
+        help="all images, test for the official test part, ten for those of ten seeded splits by reference, a number"
+        " for one of these, pyiqa[-N] for IQA-PyTorch's, or a json file that lists the test images",
     )
     parser.add_argument(
-        "--group-alike",
-        action="store_true",
-        help="near-identical images stay on one side of the ten splits; for sets of up to some thousand images",
+        "--group-alike", action="store_true", help="near-identical images stay on one side of the ten splits"
     )
     parser.add_argument(
         "--scale",
@@ -210,6 +210,16 @@ def _add_evaluate(commands: Any) -> None:
         nargs=2,
         metavar=("WORST", "BEST"),
         help="published scores of the worst and the best quality (default: the data set's; for csv the table's ends)",
+    )
+    parser.add_argument(
+        "--lower-is-better", action="store_true", help="the lowest score, of --scale or of the table, is the best"
+    )
+    parser.add_argument(
+        "--logistic",
+        type=int,
+        choices=[4, 5],
+        default=4,
+        help="parameters of the curve before the fitted PLCC: four as VQEG's, or five as in newer papers",
     )
     parser.add_argument(
         "--size",

@@ -17,6 +17,7 @@ from .checks import check_pictures, working_dtype
 from .clip_config import ClipConfig
 from .describe import Description
 from .hub import HubModel, bad_config
+from .raw_scale import raw_units
 
 CALIBRATION = ("margin_mean", "margin_std")
 MAX_PAIRS = 256
@@ -148,6 +149,20 @@ class AntonymScore(nn.Module, HubModel):
         """Sizes of the tower, temperature and pairs."""
         sizes = dataclasses.asdict(self.visual.config)
         return {"clip": sizes, "temperature": self.temperature, "pairs": self.pairs}
+
+    def training_score(self, images: Tensor) -> Tensor:
+        """What training works on, (N,) in raw units (models/raw_scale.py); images as in `forward`.
+
+        The score by the line that touches the sigmoid at 0, which never saturates.
+        """
+        return raw_units(100 * (0.5 + self.logits(images).mean(1) / 4))
+
+    def activation_stages(self) -> list[nn.Module]:
+        """The parts whose activations take most memory in training, from the picture on."""
+        return [self.visual.get_submodule(f"layer{n}") for n in range(1, 5)]
+
+    def allow_second_order(self) -> None:
+        """Everything here can be differentiated twice."""
 
     @torch.no_grad()
     def calibrate_margin(self, batches: Iterable[Tensor]) -> None:

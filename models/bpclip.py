@@ -29,6 +29,7 @@ from .bpclip_config import BPCLIPConfig, read_config
 from .checks import check_pictures, working_dtype
 from .describe import Description
 from .hub import HubModel, check_spreads, read_saved
+from .raw_scale import raw_units
 from .seed import fixed_seed
 from .weights import load_strict
 
@@ -97,6 +98,18 @@ class BPCLIP(nn.Module, HubModel):
     def raw(self, images: Tensor, reference: Tensor | None = None) -> Tensor:
         """The head's output p (N,), equation 9, which training fits to opinions in [0, 1]; arguments as `forward`."""
         return self.judge(self.vectors(self.maps(images), self._reference_maps(images, reference)))
+
+    def training_score(self, images: Tensor, reference: Tensor | None = None) -> Tensor:
+        """What training works on, (N,) in raw units (models/raw_scale.py); arguments as in `forward`."""
+        return raw_units(100 * self.raw(images, reference))
+
+    def activation_stages(self) -> list[nn.Module]:
+        """The parts whose activations take most memory in training, from the picture on."""
+        return [self.backbone.get_submodule(f"layer{n}") for n in range(1, 5)]
+
+    def allow_second_order(self) -> None:
+        """Compute attention in the only way that can be differentiated twice."""
+        self.set_attention("math")
 
     def similarities(self, images: Tensor, reference: Tensor | None = None) -> Tensor:
         """Cosine of each level with each adjective, (N, levels, 2 P), equation 8; arguments as in `forward`."""

@@ -7,6 +7,8 @@ The activations are smooth, and the training asks that the gradient at a degrade
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -121,6 +123,28 @@ class Tiny(nn.Module, HubModel):
         first.weight.mul_(std / self.pooled_std)
         self.pooled_mean.copy_(mean)
         self.pooled_std.copy_(std)
+
+    def training_score(self, images: Tensor) -> Tensor:
+        """What training works on, (N,) in raw units (models/raw_scale.py); images as in `raw`."""
+        return self.raw(images)
+
+    def activation_stages(self) -> list[nn.Module]:
+        """The parts whose activations take most memory in training, from the picture on."""
+        return [*self.stages]
+
+    def allow_second_order(self) -> None:
+        """Everything here can be differentiated twice."""
+
+    @torch.no_grad()
+    def calibrate_margin(self, batches: Iterable[Tensor]) -> None:
+        """Give the margin mean 0 and spread 1 over clean photographs, in place.
+
+        Args:
+            batches: images as in `raw`; two or more in all.
+        """
+        raw = torch.cat([self.raw(images) for images in batches])
+        self.margin_mean.copy_(raw.mean())
+        self.margin_std.copy_(raw.std())
 
     def margin(self, images: Tensor) -> Tensor:
         """Unsaturated score (N,) in standard deviations over clean photographs; see the class."""

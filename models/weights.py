@@ -40,6 +40,23 @@ def looks_like_weights(path: Path) -> bool:
     return is_safetensors or start.startswith((b"PK\x03\x04", b"\x80"))
 
 
+def read_tensors(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """`read_weights` for what is not only weights: tensors of any kind of number."""
+    path = Path(path)
+    if not path.is_file():
+        raise WeightsError(f"there is no weights file {path}.")
+    try:
+        state, metadata = _read_safetensors(path) if path.suffix == ".safetensors" else (_read_torch(path), {})
+    except Exception as error:
+        raise WeightsError(
+            f"{path} cannot be read as weights ({_reason(error)}); it is damaged or holds code (pickles and TorchScript"
+            " are refused): give a .safetensors file or a plain state dict."
+        ) from error
+    if not isinstance(state, Mapping) or not state or not all(map(_is_named_tensor, state.items())):
+        raise WeightsError(f"{path} holds no flat dict of tensors; expected a state dict.")
+    return dict(state), metadata
+
+
 def read_weights(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Read a state dict without running any code from it.
 
@@ -53,18 +70,9 @@ def read_weights(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[
     Raises:
         WeightsError: missing, damaged, a pickle or TorchScript archive, not a flat dict of tensors, or not finite.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise WeightsError(f"there is no weights file {path}.")
-    try:
-        state, metadata = _read_safetensors(path) if path.suffix == ".safetensors" else (_read_torch(path), {})
-    except Exception as error:
-        raise WeightsError(
-            f"{path} cannot be read as weights ({_reason(error)}); it is damaged or holds code (pickles and TorchScript"
-            " are refused): give a .safetensors file or a plain state dict."
-        ) from error
-    _check_tensors(state, path)
-    return dict(state), metadata
+    tensors, metadata = read_tensors(path)
+    check_numbers(tensors, Path(path))
+    return tensors, metadata
 
 
 def _reason(error: Exception) -> str:
@@ -92,12 +100,6 @@ def _read_torch(path: Path) -> Any:
     if isinstance(state, Mapping) and state and all(str(name).startswith("module.") for name in state):
         state = {name.removeprefix("module."): tensor for name, tensor in state.items()}
     return state
-
-
-def _check_tensors(state: Any, path: Path) -> None:
-    if not isinstance(state, Mapping) or not state or not all(map(_is_named_tensor, state.items())):
-        raise WeightsError(f"{path} holds no flat dict of tensors; expected a state dict.")
-    check_numbers(state, path)
 
 
 def _is_named_tensor(item: tuple[Any, Any]) -> bool:

@@ -4,6 +4,11 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageFilter
+from torch import Tensor
+
+from iqguide.training import calibrate
+from iqguide.training.config import FinetuneConfig
+from iqguide.training.data import clean_photographs, split
 
 
 def texture(rng: np.random.Generator, side: int) -> Image.Image:
@@ -23,6 +28,12 @@ def training_folder(root: Path, clean: int = 10, scored: int = 15, side: int = 1
     rows = [f"{number:02}.jpg,{30 + 4 * number},18" for number in range(scored)]
     (root / "live-challenge" / "mos.csv").write_text("\n".join(["image,mos,std", *rows]) + "\n", "utf-8")
     return root
+
+
+def held_out_crops(config: FinetuneConfig, each: int = 4) -> Tensor:
+    """The crops by which a run puts its margin on its scale."""
+    photographs = split(clean_photographs(config.data, config.clean))[1]
+    return calibrate.held_out_crops(photographs, config.crop, config.seed, each)
 
 
 def referenced_table(root: Path, references: int = 6, each: int = 4, side: int = 96) -> Path:

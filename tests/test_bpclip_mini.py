@@ -12,8 +12,9 @@ import iqguide
 from iqguide import cli
 from iqguide.guidance.diffusers import guided
 from iqguide.models.cache import ASSETS
-from iqguide.training import calibrate
+from iqguide.training import finetune
 from iqguide.training.config import FinetuneConfig
+from iqguide.training.parts import checked_parts
 
 MB = 1024 * 1024
 
@@ -69,6 +70,7 @@ def test_it_guides(model):
 @pytest.mark.data
 def test_it_agrees_with_people_and_orders_ladders(model, data_dir):
     """On pictures that it never saw; the margins are below what was measured: see its card."""
-    figures = calibrate.measure(model, FinetuneConfig(data=data_dir))
+    config = FinetuneConfig(data=data_dir)
+    figures = finetune.measure(model, config, checked_parts(config))
     assert figures["srcc"] > 0.65
     assert figures["ladders"] > 0.77

@@ -2,7 +2,9 @@
 
 import csv
 import io
+import json
 import math
+import random
 import unicodedata
 from pathlib import Path
 
@@ -12,7 +14,9 @@ import pytest
 from PIL import Image
 from scipy.io import savemat
 
-from iqguide.training.datasets import READERS, load_dataset, official_split, seeded_splits
+from iqguide.training.datasets import READERS, load_dataset
+from iqguide.training.sample import Sample
+from iqguide.training.splits import named_split, official_split, pyiqa_split, seeded_splits, split_of_file
 
 
 def touch(root: Path, *names: str) -> None:
@@ -138,6 +142,39 @@ def agiqa_3k(root):
     write_csv(root / "data.csv", header, *rows)
 
 
+def bid(root):
+    touch(root, "DatabaseImage0001.JPG", "databaseimage0012.jpg")
+    rows = [["Image", "Average grade", None], [1, 2.5, None], [12, 4.0, None], [None, None, None]]
+    write_xlsx(root / "DatabaseGrades.xlsx", rows)
+
+
+def uhd_iqa(root):
+    rows = [["1.jpg", 0.25, "training"], ["2.jpg", 0.5, "validation"], ["3.jpg", 0.75, "test"]]
+    touch(root, *(f"{part}/{name}" for name, _, part in rows))
+    write_csv(root / "uhd-iqa-metadata.csv", ["image_name", "quality_mos", "set"], *rows)
+
+
+def pipal(root):
+    touch(root, "Train_Ref/A0001.bmp", "Train_Ref/A0002.bmp", "Distortion_1/A0001_00_01.bmp")
+    touch(root, "Distortion_2/A0002_01_00.bmp")
+    (root / "Train_Label").mkdir()
+    (root / "Train_Label/A0001.txt").write_text("A0001_00_01.bmp,1400.5\n")
+    (root / "Train_Label/A0002.txt").write_text("A0002_01_00.bmp,1600.5\n\n")
+
+
+def aigiqa_20k(root):
+    rows = {"train": ["a.png", "a cat", 2.5], "val": ["b.png", "a dog", 1.0], "test": ["c.png", "a cat", 4.0]}
+    for part, row in rows.items():
+        touch(root, f"{part}/{row[0]}")
+        write_csv(root / f"info_{part}.csv", ["name", "prompt", "mos"], row)
+
+
+def aigciqa_2023(root):
+    touch(root, *(f"Image/allimg/{n}.png" for n in range(10)))
+    (root / "DATA/MOS").mkdir(parents=True)
+    savemat(root / "DATA/MOS/mosz1.mat", {"MOSz": np.linspace(20, 65, 10)[:, None]})
+
+
 def agiqa_1k(root):
     touch(root, "file/deepai_0_0.png", "file/dreamStudio_1_1.png")
     rows = [["Image", "Prompt", "MOS"], ["deepai_0_0.png", "bird", 2.5], ["dreamStudio_1_1.png", "cat", 3.75]]
@@ -153,6 +190,12 @@ def csv_table(root):
 TREES = {
     "live-challenge": live_challenge,
     "koniq-10k": koniq,
+    "koniq-10k-raw": koniq,
+    "bid": bid,
+    "uhd-iqa": uhd_iqa,
+    "pipal": pipal,
+    "aigiqa-20k": aigiqa_20k,
+    "aigciqa2023": aigciqa_2023,
     "spaq": spaq,
     "flive": flive,
     "kadid-10k": kadid,
@@ -208,14 +251,17 @@ def test_live_challenge(tree):
 def test_koniq(tree):
     root = tree("koniq-10k")
     samples = load_dataset("koniq-10k", root)
-    assert {sample.image.parent.name for sample in samples} == {"1024x768"}
-    assert normalised(samples) == [0.125, 0.375, 0.5, 0.875]  # 1 to 5
+    assert normalised(samples) == [0.3, 0.5, 0.6, 0.9]  # the z-scored MOS of the official sets
+    assert {sample.image.parent.name for sample in samples} == {"512x384"}
+    raw = load_dataset("koniq-10k-raw", root)
+    assert normalised(raw) == [0.125, 0.375, 0.5, 0.875]  # 1 to 5
     assert [sample.part for sample in samples] == ["train", "train", "validation", "test"]
     train, test = official_split(samples)
     assert (train.tolist(), test.tolist()) == ([0, 1, 2], [3])
     (root / "koniq10k_scores_and_distributions.csv").unlink()
-    samples = load_dataset("koniq-10k", root)
-    assert normalised(samples) == [0.3, 0.5, 0.6, 0.9]  # 0 to 100 in this table
+    assert normalised(load_dataset("koniq-10k", root)) == normalised(samples)
+    with pytest.raises(ValueError, match=r"has no raw MOS of a\.jpg; expected it in koniq10k_scores_and_dist"):
+        load_dataset("koniq-10k-raw", root)
     assert samples[3].part == "test"
 
 
@@ -336,7 +382,7 @@ def test_published_scores_fit_the_scale_and_come_out_as_they_are(data_dir, tmp_p
             kind = kinds.get(kind.lower(), kind.lower())
             table.append([int(image) if image.isdigit() else image, 1, kind, int(level), 0.1, mos])
         write_xlsx(tmp_path / "csiq.DMOS.xlsx", table, "all_by_image", (4, 4))
-    samples = load_dataset(name.lower(), tmp_path)
+    samples = load_dataset("koniq-10k-raw" if name == "KonIQ-10k" else name.lower(), tmp_path)
     assert len(samples) == 200
     assert {sample.image.name: sample.mos for sample in samples} == {path.name: mos for path, _, mos in rows}
     order = np.argsort([sample.mos for sample in samples])
@@ -354,7 +400,153 @@ def test_live_challenge_part_as_a_table(data_dir):
     assert samples[0].std > 0
 
 
+# --- layouts that sets also come in ---
+
+
+def test_koniq_says_which_of_two_sizes_is_read(tree, caplog):
+    root = tree("koniq-10k")
+    load_dataset("koniq-10k", root)
+    assert "has two sizes; 512x384 is read" in caplog.text
+    for path in (root / "512x384").iterdir():
+        path.unlink()
+    (root / "512x384").rmdir()
+    caplog.clear()
+    assert {sample.image.parent.name for sample in load_dataset("koniq-10k", root)} == {"1024x768"}
+    assert not caplog.text
+
+
+def test_flive_from_its_own_root(tree):
+    """Its repository has the lists beside the pictures, in `database/`."""
+    root = tree("flive")
+    expected = load_dataset("flive", root)
+    for name in ("labels_image.csv", "labels>640.csv"):
+        (root / name).rename(root / "database" / name)
+    (root / "database/labels>640.csv").rename(root / "database/labels640.csv")
+    assert load_dataset("flive", root) == expected
+    inside = load_dataset("flive", root / "database")
+    assert [sample.part for sample in inside] == [sample.part for sample in expected]
+
+
+def test_live_with_the_first_release_alone(tree):
+    root = tree("live")
+    expected = load_dataset("live", root)
+    scores, originals = np.linspace(-2, 111, 982)[None], np.zeros((1, 982))
+    originals[0, [0, 227]] = 1
+    savemat(root / "dmos.mat", {"dmos": scores, "orgs": originals})
+    (root / "dmos_realigned.mat").unlink()
+    samples = load_dataset("live", root)
+    assert normalised(samples) == normalised(expected)
+    assert {sample.std for sample in samples} == {None}
+
+
+def test_csiq_as_a_text_file(tree):
+    root = tree("csiq")
+    expected = {sample.image: (sample.mos, sample.reference) for sample in load_dataset("csiq", root)}
+    lines = [f"{image.name} {mos}" for image, (mos, _) in expected.items()]
+    (root / "csiq_label.txt").write_text("\n".join(lines) + "\n")
+    (root / "csiq.DMOS.xlsx").unlink()
+    assert {sample.image: (sample.mos, sample.reference) for sample in load_dataset("csiq", root)} == expected
+
+
+def test_tid2013_has_deviations_where_their_file_is(tree):
+    root = tree("tid2013")
+    assert [sample.std for sample in load_dataset("tid2013", root)] == [None, None]
+    (root / "mos_std.txt").write_text("0.13013\n0.2\n")
+    assert [sample.std for sample in load_dataset("tid2013", root)] == [0.13013, 0.2]
+    (root / "mos_std.txt").write_text("0.13013\n")
+    refused("tid2013", root, ValueError, r"mos_std\.txt has 1 numbers and mos_with_names\.txt 2; expected as many")
+
+
+def test_sets_of_photographs_and_generated_pictures(tree):
+    assert normalised(load_dataset("bid", tree("bid"))) == [0.5, 0.8]
+    uhd = load_dataset("uhd-iqa", tree("uhd-iqa"))
+    assert [(s.normalised_mos, s.part) for s in uhd] == [(0.25, "train"), (0.5, "validation"), (0.75, "test")]
+    drawn = load_dataset("aigiqa-20k", tree("aigiqa-20k"))
+    assert [(s.normalised_mos, s.group, s.part) for s in drawn] == [
+        (0.5, "a cat", "train"), (0.2, "a dog", "validation"), (0.8, "a cat", "test"),
+    ]  # fmt: skip
+    quality = load_dataset("aigciqa2023", tree("aigciqa2023"))
+    assert normalised(quality)[:2] == [0.2, 0.25]
+    assert [sample.group for sample in quality] == ["prompt 0"] * 4 + ["prompt 1"] * 4 + ["prompt 2"] * 2
+
+
+def test_pipal_has_references_and_elo_scores(tree):
+    samples = load_dataset("pipal", tree("pipal"))
+    assert [sample.mos for sample in samples] == [1400.5, 1600.5]
+    assert normalised(samples) == [0, 1]
+    assert [sample.reference.name for sample in samples] == ["A0001.bmp", "A0002.bmp"]
+    assert [sample.group for sample in samples] == ["A0001", "A0002"]
+
+
+def test_lower_is_better_turns_a_scale_round(tree):
+    root = tree("csv")
+    assert normalised(load_dataset("csv", root, lower_is_better=True)) == [1, 0, 0.5]
+    assert normalised(load_dataset("csv", root, (0, 100), lower_is_better=True)) == [0.9, 0.7, 0.8]
+    assert load_dataset("csv", root, (100, 0)) == load_dataset("csv", root, (0, 100), lower_is_better=True)
+
+
 # --- splits ---
+
+
+def shuffled(count, times):
+    """A list that Python's generator of seed 123 has shuffled so often."""
+    order, generator = list(range(count)), random.Random(123)
+    for _ in range(times):
+        generator.shuffle(order)
+    return order
+
+
+def test_splits_of_iqa_pytorch():
+    """The first four fifths of the list shuffled once, twice, ...; Python promises the generator, not our code."""
+    for name, times in (("pyiqa", 1), ("pyiqa-1", 1), ("pyiqa-3", 3)):
+        train, test = pyiqa_split("live-challenge", 1162, name)
+        assert (len(train), len(test)) == (930, 232)
+        assert set(test) == set(shuffled(1162, times)[930:])
+        assert set(train) | set(test) == set(range(1162))
+    for dataset, count in (("live-challenge", 1161), ("kadid-10k", 10125)):
+        with pytest.raises(ValueError, match=f"{dataset} with {count} pictures has no split of IQA-PyTorch"):
+            pyiqa_split(dataset, count)
+    with pytest.raises(ValueError, match="split is 'pyiqa-11'; expected pyiqa, or pyiqa-1 to pyiqa-10"):
+        pyiqa_split("spaq", 11125, "pyiqa-11")
+
+
+def test_a_split_in_a_json_file(tree, tmp_path):
+    samples, path = load_dataset("csv", tree("csv")), tmp_path / "test.json"
+    deqa = [{"id": "c->0.5", "image": "koniq/images/c.png", "gt_score": 3.0, "level_probs": [0, 0, 1, 0, 0]}]
+    for content, expected in (
+        (deqa, ([0, 1], [2])),
+        (["b.png"], ([0, 2], [1])),
+        ({"train": ["a.png"], "test": ["b.png"]}, ([0], [1])),
+        ({"train": [0, 2], "test": [1]}, ([0, 2], [1])),
+    ):
+        path.write_text(json.dumps(content))
+        assert tuple(part.tolist() for part in named_split(samples, str(path), "csv")) == expected
+    for content, message in (
+        (["z.png"], r"names 'z\.png', which the data set does not have"),
+        ([7], "names 7, which the data set does not have"),
+        ({"train": ["a.png"]}, "has no list of test pictures"),
+        ({"train": ["a.png"], "test": ["a.png"]}, "has pictures in both parts"),
+    ):
+        path.write_text(json.dumps(content))
+        with pytest.raises(ValueError, match=message):
+            split_of_file(samples, path)
+    path.write_text("{")
+    with pytest.raises(ValueError, match=r"test\.json cannot be read"):
+        split_of_file(samples, path)
+    with pytest.raises(ValueError, match="split is 'half'; expected a number, pyiqa, pyiqa-N"):
+        named_split(samples, "half", "csv")
+
+
+def test_six_to_two_to_two_by_reference():
+    """A fifth of the references held out, a quarter of the rest for validation: 6:2:2, as full-reference papers do."""
+    samples = [Sample(Path(f"{r}-{n}.png"), 1.0, group=f"r{r}") for r in range(25) for n in range(4)]
+    train, test = seeded_splits(samples, 1)[0]
+    rest = [samples[n] for n in train]
+    learnt, chosen_by = seeded_splits(rest, 1, 0.25)[0]
+    assert (len(learnt), len(chosen_by), len(test)) == (60, 20, 20)
+    parts = [{rest[n].group for n in learnt}, {rest[n].group for n in chosen_by}, {samples[n].group for n in test}]
+    assert [len(part) for part in parts] == [15, 5, 5]
+    assert len(set.union(*parts)) == 25
 
 
 def test_seeded_splits_keep_references_together(tree):

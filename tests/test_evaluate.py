@@ -16,8 +16,17 @@ from two_processes import in_two
 from iqguide import cli, create_model, load_images
 from iqguide.images import resize_short_side, save_image
 from iqguide.models import save_bpclip
-from iqguide.training.correlation import correlations, fit_logistic, intervals, logistic
-from iqguide.training.datasets import load_dataset, seeded_splits
+from iqguide.training.correlation import (
+    correlations,
+    fit_logistic,
+    fit_logistic5,
+    intervals,
+    logistic,
+    logistic5,
+    pairwise_accuracy,
+)
+from iqguide.training.datasets import load_dataset
+from iqguide.training.splits import seeded_splits
 
 RANDOM = ["--weights", "random", "--device", "cpu"]
 
@@ -68,6 +77,27 @@ def test_logistic_is_recovered():
     assert found["plcc_fitted"] == pytest.approx(1, abs=1e-9)
     assert found["srcc"] == found["krcc"] == pytest.approx(1)
     assert found["plcc"] < 0.99
+
+
+def test_five_parameters_are_recovered():
+    x = np.linspace(-3, 5, 80)
+    truth = (0.8, 1.3, 0.9, 0.05, 0.4)  # height, slope, centre, rise, level
+    y = 0.8 * (0.5 - 1 / (1 + np.exp(1.3 * (x - 0.9)))) + 0.05 * x + 0.4
+    np.testing.assert_allclose(logistic5(x, *truth), y, rtol=1e-12)
+    np.testing.assert_allclose(logistic5(x, *fit_logistic5(x, y)), y, atol=1e-6)
+    np.testing.assert_allclose(logistic5(-70 * x, *fit_logistic5(-70 * x, y)), y, atol=1e-6)
+    assert correlations(x, y, 5)["plcc_fitted"] == pytest.approx(1, abs=1e-9)
+    with pytest.raises(ValueError, match="got 5 pictures; a fit of five parameters needs six or more"):
+        fit_logistic5(x[:5], y[:5])
+
+
+def test_pairwise_accuracy_by_hand():
+    scores, mos = np.array([1.0, 2.0, 2.0, 0.0]), np.array([1.0, 2.0, 3.0, 3.0])
+    # (0,1) right, (0,2) right, (0,3) wrong, (1,2) equal scores, (1,3) wrong; (2,3) has equal MOS
+    assert pairwise_accuracy(scores, mos) == pytest.approx((1 + 1 + 0 + 0.5 + 0) / 5)
+    rng = np.random.default_rng(3)
+    x, y = rng.normal(size=(2, 60))  # without ties it is the share of concordant pairs, which Kendall's tau counts too
+    assert pairwise_accuracy(x, y) == pytest.approx((stats.kendalltau(x, y)[0] + 1) / 2)
 
 
 @pytest.mark.parametrize("scale", [1e-4, 1.0, 1e4])
@@ -175,10 +205,11 @@ def test_table_for_people_and_plot(run, table, tmp_path):
     assert status == 0
     lines = out.splitlines()
     assert lines[0] == "tiny on csv: 30 images, short side at least 128 and at most 512 px"
-    assert [line.split("  ")[-1] for line in lines[1:5]] == [
-        *("SRCC", "PLCC", "PLCC after the four-parameter logistic", "KRCC")
+    assert [line.split("  ")[-1] for line in lines[1:6]] == [
+        *("SRCC", "PLCC", "PLCC after the four-parameter logistic", "KRCC"),
+        "pairs of pictures in the right order",
     ]
-    assert "95 % bootstrap intervals" in lines[5]
+    assert "95 % bootstrap intervals" in lines[6]
     with Image.open(tmp_path / "plot.png") as picture:
         assert picture.size == (600, 600)
 
@@ -205,7 +236,14 @@ def test_ten_splits_and_test_part(run, table, tmp_path):
     assert found["srcc"] == pytest.approx(np.mean(expected))
     assert found["std"]["srcc"] == pytest.approx(np.std(expected, ddof=1))
     assert {split["n"] for split in found["splits"]} == {5}  # one reference of six
+    one = json.loads(run("evaluate", *options, "--split", "3", "--bootstrap", 0)[1])
+    assert one["srcc"] == pytest.approx(expected[3])
+    (tmp_path / "split.json").write_text(json.dumps([{"image": f"x/d{g}_{n}.png"} for g in (1, 2) for n in range(5)]))
+    listed = json.loads(run("evaluate", *options, "--split", tmp_path / "split.json", "--logistic", 5)[1])
+    assert (listed["n"], listed["logistic"]) == (10, 5)
+    reverse = json.loads(run("evaluate", *options, "--split", "test", "--bootstrap", 0, "--lower-is-better")[1])
     found = json.loads(run("evaluate", *options, "--split", "test", "--bootstrap", 0)[1])
+    assert reverse["srcc"] == pytest.approx(-found["srcc"])
     assert found["n"] == 5
     assert "intervals" not in found
 
@@ -246,6 +284,7 @@ def test_errors_come_before_the_work(run, table, tmp_path):
         (("--dataset", "spaq", "--root", tmp_path), "has no TestImage; expected the data set as it was released"),
         (("--dataset", "csv", "--root", table, "--model", "tinny"), "Did you mean 'tiny'?"),
         (("--dataset", "csv", "--root", table, "--scale", 0, 10), "outside the scale"),
+        (("--dataset", "csv", "--root", table, "--split", "half"), "split is 'half'; expected a number, pyiqa"),
         (("--dataset", "csv", "--root", table, "--model", "bpclip"), "no trained weights of bpclip"),
     ):
         weights = () if "bpclip" in options else RANDOM

@@ -16,13 +16,25 @@ import pytest
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from made_photographs import training_folder
+from made_photographs import held_out_crops, training_folder
 from PIL import Image
 from safetensors.torch import load_file
 
 import iqguide
-from iqguide.training import batch_dataset, batches, calibrate, data, finetune, objectives, training_model
+from iqguide.training import (
+    batch_dataset,
+    batches,
+    calibrate,
+    checkpoints,
+    data,
+    finetune,
+    loop,
+    objectives,
+    parts,
+    training_model,
+)
 from iqguide.training.config import FinetuneConfig, parse_config, read_config
+from iqguide.training.run_settings import Started
 
 pytestmark = pytest.mark.usefixtures("on_the_cpu")
 
@@ -67,7 +79,7 @@ def with_model(config, name, **more):
 
 def one_step(config):
     """The state after one step, and the losses."""
-    accelerator, known, state = finetune.prepare(config)
+    config, accelerator, known, state = finetune.prepare(config)
     found = finetune.train_step(state, [batch_dataset.BatchDataset(known, config)[0]], config, accelerator)
     return state, found
 
@@ -89,7 +101,7 @@ def test_every_model_is_trained_by_the_same_loop(config, name):
     assert score.isfinite().all()
     figures = json.loads((config.out / "run.json").read_text())["held_out"]
     assert figures.keys() == {"srcc", "plcc", "ladders", "worst_ladder"}
-    crops = calibrate.held_out_crops(config)
+    crops = held_out_crops(config)
     assert model.margin(crops).mean().item() == pytest.approx(0, abs=0.1)
     assert model.margin(crops).std().item() == pytest.approx(1, abs=0.1)
 
@@ -98,7 +110,7 @@ def test_every_model_is_trained_by_the_same_loop(config, name):
 def test_every_objective_reaches_the_weights(config, name):
     """Guidance-grade fine-tuning is one option for every model: each loss alone moves the model."""
     config = with_model(config, name)
-    accelerator, known, state = finetune.prepare(config)
+    config, accelerator, known, state = finetune.prepare(config)
     batch = batch_dataset.BatchDataset(known, config)[0]
     found = finetune.losses(state.model, batch, config, accelerator)
     expected = {"alignment", "penalty", "attack"}
@@ -204,17 +216,17 @@ def test_worker_processes_make_the_same_batches(config):
 
 def test_accumulated_gradients_are_the_mean(config):
     config = dataclasses.replace(config, ema=0.0)
-    accelerator, known, state = finetune.prepare(config)
+    config, accelerator, known, state = finetune.prepare(config)
     batch = batch_dataset.BatchDataset(known, config)[0]
     finetune.train_step(state, [batch], config, accelerator)
     once = weights(state)
     twice = dataclasses.replace(config, accumulate=2)
-    accelerator, _, state = finetune.prepare(twice)
+    _, accelerator, _, state = finetune.prepare(twice)
     finetune.train_step(state, [batch, batch], twice, accelerator)
     for name, value in weights(state).items():
         torch.testing.assert_close(value, once[name], rtol=1e-4, atol=1e-6)
     other = batch_dataset.BatchDataset(known, config)[1]
-    accelerator, _, state = finetune.prepare(twice)
+    _, accelerator, _, state = finetune.prepare(twice)
     finetune.train_step(state, [batch, other], twice, accelerator)
     assert any(not torch.allclose(value, once[name], atol=1e-5) for name, value in weights(state).items())
 
@@ -268,7 +280,7 @@ def test_the_best_checkpoint_by_validation_is_the_result(config, monkeypatch):
 
     config = dataclasses.replace(config, steps=4, checkpoint_every=1, validation=0.4, **PLAIN)
     monkeypatch.setattr(calibrate, "agreement", agreement)
-    monkeypatch.setattr(calibrate, "measure", lambda *given: {})
+    monkeypatch.setattr(calibrate, "measure", lambda *given, **more: {})
     finetune.train(config)
     assert json.loads((config.out / "run.json").read_text())["validation"] == {"step": 2, "srcc": 0.9}
     assert torch.equal(load_file(config.out / "tiny.safetensors")["stages.0.0.weight"], kept[1].half())
@@ -288,17 +300,17 @@ def tracked(config, monkeypatch):
         return found[-1]
 
     monkeypatch.setattr(finetune, "train_step", noted)
-    monkeypatch.setattr(calibrate, "measure", lambda *given: {})
+    monkeypatch.setattr(calibrate, "measure", lambda *given, **more: {})
     return dataclasses.replace(config, steps=40, checkpoint_every=40, ladders=1, scored=2, **PLAIN), found
 
 
 def test_a_run_is_tracked(tracked, monkeypatch):
     config, found = tracked
     logged = []
-    monkeypatch.setattr(finetune.Accelerator, "log", lambda self, values, step: logged.append((step, values)))
+    monkeypatch.setattr(loop.Accelerator, "log", lambda self, values, step: logged.append((step, values)))
     finetune.train(config)
     assert [step for step, _ in logged[:2]] == [20, 40]
-    assert logged[0][1] == found[19] | {"lr": finetune.learning_rate(config, 19)}
+    assert logged[0][1] == found[19] | {"lr": loop.learning_rate(config, 19)}
 
 
 def test_tensorboard_gets_the_losses(tracked):
@@ -328,8 +340,8 @@ def test_wandb_writes_into_the_folder_of_the_run(tracked, tmp_path, monkeypatch)
 @pytest.mark.filterwarnings("ignore:`log_with=wandb` was passed:UserWarning")  # it need not be installed here
 def test_wandb_is_told_the_folder_of_the_run(config, monkeypatch):
     told = []
-    monkeypatch.setattr(finetune, "get_available_trackers", lambda: ["wandb"])
-    monkeypatch.setattr(finetune.Accelerator, "init_trackers", lambda self, *given: told.append(given))
+    monkeypatch.setattr(loop, "get_available_trackers", lambda: ["wandb"])
+    monkeypatch.setattr(loop.Accelerator, "init_trackers", lambda self, *given: told.append(given))
     finetune.prepare(dataclasses.replace(config, tracker="wandb", **PLAIN))
     ((project, settings, options),) = told
     assert project == "iqguide"
@@ -338,7 +350,7 @@ def test_wandb_is_told_the_folder_of_the_run(config, monkeypatch):
 
 
 def test_a_tracker_that_is_not_installed_is_named(config, monkeypatch):
-    monkeypatch.setattr(finetune, "get_available_trackers", list)
+    monkeypatch.setattr(loop, "get_available_trackers", list)
     with pytest.raises(ValueError, match="tracker tensorboard is not installed; pip install tensorboard"):
         finetune.prepare(dataclasses.replace(config, tracker="tensorboard"))
 
@@ -348,8 +360,8 @@ def test_a_tracker_that_cannot_start_is_said_in_one_sentence(config, monkeypatch
     def refused(*given):
         raise RuntimeError("No API key configured")
 
-    monkeypatch.setattr(finetune, "get_available_trackers", lambda: ["wandb"])
-    monkeypatch.setattr(finetune.Accelerator, "init_trackers", refused)
+    monkeypatch.setattr(loop, "get_available_trackers", lambda: ["wandb"])
+    monkeypatch.setattr(loop.Accelerator, "init_trackers", refused)
     with pytest.raises(ValueError, match="the tracker wandb cannot start: No API key configured"):
         finetune.prepare(dataclasses.replace(config, tracker="wandb"))
 
@@ -398,13 +410,13 @@ def test_a_killed_run_resumes_as_if_nothing_had_happened(folder, tmp_path):
     steps = {"data": folder, "steps": 60, "checkpoint_every": 2, "mixed_precision": "bf16"}
     config = FinetuneConfig(**(SMALL | PLAIN | steps), out=tmp_path / "killed")
     accelerator_free()
-    accelerator, known, state = finetune.prepare(config, resume=True)
+    config, accelerator, known, state = finetune.prepare(config, Started(resume=True))
     assert state.step == reached
     wanted = reached + 2
     resumed = after_steps(config, wanted, accelerator, known, state)
     accelerator_free()
     fresh = dataclasses.replace(config, out=tmp_path / "straight")
-    accelerator, known, state = finetune.prepare(fresh)
+    config, accelerator, known, state = finetune.prepare(fresh)
     finetune.centre(state, known, fresh, accelerator)
     straight = after_steps(fresh, wanted, accelerator, known, state)
     accelerator_free()
@@ -481,28 +493,38 @@ def finished_run(folder, tmp_path_factory):
     ("change", "message"),
     [
         ({"lr": 1e-5, "seed": 7}, r"seed is 7 and was 0 when .*checkpoint-0000002 was written; resume with the same"),
-        ({"steps": 4}, "steps is 4 and was 2 when"),
+        ({"steps": 1}, "steps is 1 and was 2 when .*; resume with the same settings or more steps"),
         ({"model": "bpclip-mini"}, "model is 'bpclip-mini' and was 'tiny' when"),
         ({"freeze": ("stages",)}, r"freeze is \['stages'\] and was \[\] when"),
     ],
 )
 def test_a_run_is_not_resumed_with_other_settings(finished_run, change, message):
     with pytest.raises(ValueError, match=message):
-        finetune.prepare(dataclasses.replace(finished_run, **change), resume=True)
+        finetune.prepare(dataclasses.replace(finished_run, **change), Started(resume=True))
 
 
 def test_a_run_is_resumed_with_another_number_of_workers(finished_run):
     config = dataclasses.replace(finished_run, workers=1, gradient_checkpointing=True)
-    assert finetune.prepare(config, resume=True)[2].step == 2
+    assert finetune.prepare(config, Started(resume=True))[-1].step == 2
 
 
-@pytest.mark.parametrize("name", ["model.safetensors", "optimizer.bin", "custom_checkpoint_0.pkl", "settings.json"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "model.safetensors",
+        "average.safetensors",
+        "optimizer.safetensors",
+        "random-0.safetensors",
+        "state.json",
+        "settings.json",
+    ],
+)
 def test_a_damaged_checkpoint_is_refused(finished_run, tmp_path, name):
     shutil.copytree(finished_run.out, tmp_path / "copy")
     path = tmp_path / "copy" / "checkpoint-0000002" / name
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     with pytest.raises(ValueError, match=r"checkpoint-0000002 cannot be read \(.*\); if it is damaged") as error:
-        finetune.prepare(dataclasses.replace(finished_run, out=tmp_path / "copy"), resume=True)
+        finetune.prepare(dataclasses.replace(finished_run, out=tmp_path / "copy"), Started(resume=True))
     assert "\n" not in str(error.value)
 
 
@@ -511,32 +533,32 @@ def test_a_sound_checkpoint_is_not_called_damaged(finished_run, tmp_path, monkey
         raise torch.cuda.OutOfMemoryError("CUDA out of memory")
 
     with monkeypatch.context() as patch:
-        patch.setattr(Accelerator, "load_state", full)
+        patch.setattr(checkpoints, "load_file", full)
         with pytest.raises(torch.cuda.OutOfMemoryError):
-            finetune.prepare(finished_run, resume=True)
+            finetune.prepare(finished_run, Started(resume=True))
     shutil.copytree(finished_run.out, tmp_path / "copy")
     (tmp_path / "copy" / "checkpoint-0000002" / "settings.json").unlink()
     with pytest.raises(FileNotFoundError, match=r"has no settings\.json"):
-        finetune.prepare(dataclasses.replace(finished_run, out=tmp_path / "copy"), resume=True)
+        finetune.prepare(dataclasses.replace(finished_run, out=tmp_path / "copy"), Started(resume=True))
 
 
 def test_a_run_is_not_resumed_with_another_number_of_processes(finished_run, monkeypatch):
     monkeypatch.setattr(Accelerator, "num_processes", 2)
     with pytest.raises(ValueError, match="processes is 2 and was 1 when"):
-        finetune.prepare(finished_run, resume=True)
+        finetune.prepare(finished_run, Started(resume=True))
 
 
 def test_the_data_may_be_named_in_another_way(finished_run, monkeypatch):
     monkeypatch.chdir(finished_run.data.parent)
     config = dataclasses.replace(finished_run, data=Path(finished_run.data.name))
-    assert finetune.prepare(config, resume=True)[2].step == 2
+    assert finetune.prepare(config, Started(resume=True))[-1].step == 2
 
 
 def test_only_a_full_disk_is_called_one(config, monkeypatch):
     def broken(*_):
         raise RuntimeError("NCCL error")
 
-    monkeypatch.setattr(Accelerator, "save_state", broken)
+    monkeypatch.setattr(checkpoints, "save_file", broken)
     with pytest.raises(RuntimeError, match=r"^NCCL error$"):
         finetune.train(dataclasses.replace(config, **PLAIN))
 
@@ -559,17 +581,17 @@ def test_a_full_disk_leaves_the_checkpoint_before(config, monkeypatch, size, wha
     monkeypatch.setattr(finetune, "train_step", filled)
     flags = small_flags(SMALL | PLAIN | {"checkpoint_every": 1, "data": config.data, "out": config.out})
     try:
-        with pytest.raises(SystemExit, match=rf"^iqguide: error: cannot write .*{what} \(.*\); free") as error:
+        with pytest.raises(SystemExit, match=rf"^iqguide: error: cannot write .*{what}(: | \().*; free") as error:
             finetune.main([*flags, "--mixed-precision=no"])
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert "\n" not in str(error.value)
-    names = {path.name for path in config.out.iterdir()}
+    names = {path.name for path in config.out.iterdir() if not path.name.startswith(".")}
     assert names == {"tiny.safetensors", "checkpoint-0000001"}
     iqguide.create_model("tiny", weights=config.out / "tiny.safetensors")
     monkeypatch.setattr(finetune, "train_step", step)
     config = dataclasses.replace(config, checkpoint_every=1, **PLAIN)
-    assert finetune.prepare(config, resume=True)[2].step == 1
+    assert finetune.prepare(config, Started(resume=True))[-1].step == 1
 
 
 # --- configs ---
@@ -632,7 +654,7 @@ FLAGS = {
     "--crop=16": "crop is 16; expected 32 or more",
     "--workers=-1": "workers is -1; expected 0 or more",
     "--validation=1.5": "validation is 1.5; expected 0 to 0.9",
-    "--validation-size=16": "validation_size is 16; expected 0 or 32 or more",
+    "--validation-size=16": "short_side is 16; expected 0 or 32 or more",
     "--ema=2": "ema is 2.0; expected 0 to 1",
     "--lr=inf": "lr is inf; expected 0 or more, a finite number",
     "--seed=5000000000": "seed is 5000000000; expected 0 to 4294967295",
@@ -695,7 +717,7 @@ UNUSABLE = {
     '--options={"seed":true} --init=default': "seed in options is True; expected a whole number",
     '--options={"config":3}': "config in options is 3; expected sizes by their names",
     '--options={"config":{"width":3}}': "tiny has no size 'width'",
-    '--model=bpclip-mini --options={"config":{"width":"a"}}': r"the options .* cannot be used: ",
+    '--model=bpclip-mini --options={"config":{"width":"a"}}': "width is 'a'; expected whole numbers from 1",
     "--denoised=GARBAGE": r"garbage\.pt cannot be read as weights \(no plain state dict\)",
     "--denoised=OTHER": r"other\.pt has clean, degraded and severity of the shapes None, None, None; expected two of",
     "--denoised=GONE": r"there is no weights file .*gone\.pt",
@@ -868,12 +890,13 @@ def test_a_data_set_is_split_by_its_publisher(tmp_path):
     def names(part):
         return [int(p.path.stem) for p in part]
 
-    learnt, chosen_by, held_out = data.scored_parts(tmp_path, "csv", tmp_path, 0.1)
+    config = FinetuneConfig(dataset="csv", root=tmp_path, validation=0.1)
+    learnt, chosen_by, held_out = parts.scored_parts(config)
     assert names(held_out) == [0, 1, 2, 3]
     assert names(chosen_by) == list(range(4, 10))
     assert names(learnt) == list(range(10, 20))
     assert learnt[0].mos == pytest.approx(100 * 10 / 19)
-    learnt, chosen_by, _ = data.scored_parts(tmp_path, "csv", tmp_path)
+    learnt, chosen_by, _ = parts.scored_parts(dataclasses.replace(config, validation=0.0))
     assert not chosen_by
 
 

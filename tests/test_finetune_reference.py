@@ -11,8 +11,10 @@ from made_photographs import referenced_table, training_folder
 from PIL import Image
 
 import iqguide
-from iqguide.training import batch_dataset, batches, calibrate, data, finetune, training_model
-from iqguide.training.config import FinetuneConfig, jsonable
+from iqguide.training import batch_dataset, batches, data, finetune, parts, training_model
+from iqguide.training.config import FinetuneConfig
+from iqguide.training.options import jsonable
+from iqguide.training.run_settings import Started
 
 pytestmark = pytest.mark.usefixtures("on_the_cpu")
 
@@ -66,11 +68,14 @@ def test_a_scored_crop_has_the_same_square_of_its_reference(tmp_path):
     for name, values in (("a.png", pixels), ("b.png", pixels - 100)):
         Image.fromarray(values).resize((180, 140), Image.Resampling.NEAREST).save(tmp_path / name)
     photographs = [data.Photograph(tmp_path / "a.png", 50.0, tmp_path / "b.png")]
-    found = batches.scored_crops(photographs, None, 64, np.random.default_rng(0))
-    assert found.images.shape == found.references.shape == (batches.EACH, 3, 64, 64)
-    assert (found.images.float() - found.references.float() - 100).abs().max() <= 1  # rounding
-    images, _, references = found.batch(2, np.random.default_rng(0))
-    assert (images - references).median().item() == pytest.approx(100 / 255, abs=1e-3)
+    crops, references = batches.scored_crops(photographs, 64, np.random.default_rng(0))
+    assert crops.shape == references.shape == (batches.EACH, 3, 64, 64)
+    assert (crops.float() - references.float() - 100).abs().max() <= 1  # rounding
+    for vertical in (False, True):
+        scored = batches.ScoredPictures(photographs, 64, 120, vertical)
+        for number in range(6):
+            crop, _, reference = scored.draw(0, np.random.default_rng(number))
+            assert ((crop - reference) * 255 - 100).abs().max() < 1.5
 
 
 def test_every_picture_meets_its_own_reference(config, tmp_path, monkeypatch):
@@ -79,7 +84,7 @@ def test_every_picture_meets_its_own_reference(config, tmp_path, monkeypatch):
     clean, degraded = (torch.from_numpy(rng.integers(0, 255, (4, 3, 48, 48), dtype=np.uint8)) for _ in range(2))
     torch.save({"clean": clean, "degraded": degraded, "severity": torch.ones(4)}, tmp_path / "cache.pt")
     config = dataclasses.replace(config, denoised=tmp_path / "cache.pt")
-    accelerator, known, state = finetune.prepare(config)
+    config, accelerator, known, state = finetune.prepare(config)
     batch = batch_dataset.BatchDataset(known, config)[0]
     seen, forward = [], training_model.TrainingModel.forward
 
@@ -110,7 +115,7 @@ def test_the_raw_score_is_that_of_both_pictures():
 
 
 def test_every_objective_reaches_the_weights(config):
-    accelerator, known, state = finetune.prepare(config)
+    config, accelerator, known, state = finetune.prepare(config)
     found = finetune.losses(state.model, batch_dataset.BatchDataset(known, config)[0], config, accelerator)
     for key in ("ranking", "severity", "mos", "alignment", "penalty"):
         learning = [p for p in state.model.parameters() if p.requires_grad]
@@ -120,8 +125,8 @@ def test_every_objective_reaches_the_weights(config):
 
 def test_it_learns_what_is_worse_than_its_reference(config):
     """On pictures that it never trained on: steps down the ladders, and agreement with the scores."""
-    config = dataclasses.replace(config, steps=20, lr=4e-3, warmup=5, ladders=3, ema=0.0, **PLAIN)
-    before = calibrate.measure(training_model.make(config).model, config)
+    config = dataclasses.replace(config, steps=40, lr=4e-3, warmup=5, ladders=3, ema=0.0, **PLAIN)
+    before = finetune.measure(training_model.make(config).model, config, parts.checked_parts(config))
     finetune.train(config)
     after = json.loads((config.out / "run.json").read_text())["held_out"]
     assert after.keys() == {"srcc", "plcc", "ladders", "worst_ladder"}
@@ -141,7 +146,7 @@ def test_ladders_alone_need_no_scores(config, folder):
 
 def test_a_resumed_run_is_the_straight_run_bit_for_bit(config, tmp_path, monkeypatch):
     config = dataclasses.replace(config, checkpoint_every=2, validation=0.5, out=tmp_path / "straight")
-    monkeypatch.setattr(calibrate, "agreement", lambda *given: {"srcc": 0.5, "plcc": 0.5})
+    monkeypatch.setattr(finetune.calibrate, "agreement", lambda *given: {"srcc": 0.5, "plcc": 0.5})
     finetune.train(config)
     resumed = dataclasses.replace(config, out=tmp_path / "resumed")
     step = finetune.train_step
@@ -156,15 +161,19 @@ def test_a_resumed_run_is_the_straight_run_bit_for_bit(config, tmp_path, monkeyp
         with pytest.raises(KeyboardInterrupt):
             finetune.train(resumed)
     torch.manual_seed(99)  # nothing may hang on torch's own generator
-    finetune.train(resumed, resume=True)
-    for name in ("bpclip-fr.safetensors", "checkpoint-0000004/model.safetensors", "checkpoint-0000004/optimizer.bin"):
+    finetune.train(resumed, Started(resume=True))
+    for name in (
+        "bpclip-fr.safetensors",
+        "checkpoint-0000004/model.safetensors",
+        "checkpoint-0000004/optimizer.safetensors",
+    ):
         assert (config.out / name).read_bytes() == (resumed.out / name).read_bytes(), name
 
 
 def test_gradient_checkpointing_changes_nothing_but_memory(config):
     found = []
     for again in (False, True):
-        accelerator, known, state = finetune.prepare(dataclasses.replace(config, gradient_checkpointing=again))
+        _, accelerator, known, state = finetune.prepare(dataclasses.replace(config, gradient_checkpointing=again))
         finetune.train_step(state, [batch_dataset.BatchDataset(known, config)[0]], config, accelerator)
         found.append(state.model.state_dict())
     for name, value in found[0].items():

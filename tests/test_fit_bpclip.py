@@ -1,7 +1,7 @@
 """Training of `bpclip-mini`: its backbone by imitation, what is above on pooled maps."""
 
-import argparse
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -107,7 +107,7 @@ def test_a_fit_learns_what_it_sees_again_and_again(model, on_the_cpu):
     labels = torch.rand(40)
     scored = torch.randn(40, 512, 2, 2) * 0.3 + 3 * labels.view(40, 1, 1, 1) * causes[1]
     known = fit_bpclip.Known([fit_bpclip.Ladders(maps.half(), severities)], scored.half(), labels)
-    args = argparse.Namespace(seed=0, steps=40, lr=2e-3, weight_decay=0.0, ladders=8, scored=16, slope=1.0)
+    args = SimpleNamespace(seed=0, steps=40, lr=2e-3, weight_decay=0.0, ladders=8, scored=16, slope=1.0)
     fit_bpclip.fit(model, known, args)
     with torch.no_grad():
         scores = model.judge(fit_bpclip.vectors(model, maps.flatten(0, 1))).view(40, 4)

@@ -1,6 +1,5 @@
 """Fitting the head of `tiny` alone."""
 
-import argparse
 import json
 import math
 from pathlib import Path
@@ -71,7 +70,7 @@ def test_a_fitted_head_says_what_the_statistics_say():
         "step_weight": 0.3,
         "second_weight": 1,
     }
-    settings = argparse.Namespace(seed=0, steps=150, batch=64, lr=3e-3, dropout=0.3, slope=0.5, **weights)
+    settings = SimpleNamespace(seed=0, steps=150, batch=64, lr=3e-3, dropout=0.3, slope=0.5, **weights)
     model = Tiny().eval()
     known = fit_tiny_head.Statistics(
         ladders[:150], severities[:150], scored[:200], labels[:200],
@@ -106,7 +105,7 @@ def test_a_second_opinion_is_learnt_where_people_were_not_asked():
     for weight in (0.0, 1.0):
         model = Tiny().eval()
         fit_tiny_head.fit(
-            model, fit_tiny_head.Statistics(*known), argparse.Namespace(second_weight=weight, **settings), "cpu"
+            model, fit_tiny_head.Statistics(*known), SimpleNamespace(second_weight=weight, **settings), "cpu"
         )
         found.append(spearmanr(model.judge(crops[200:]), labels[200:])[0])
     assert abs(found[0]) < 0.7
@@ -147,7 +146,7 @@ def test_the_second_fit_is_to_what_lies_halfway(tmp_path, monkeypatch):
         fitted.append((statistics, own))
         fit(model, statistics, args, device)
 
-    monkeypatch.setattr(fit_tiny_head, "gather", lambda model, args: known)
+    monkeypatch.setattr(fit_tiny_head, "gather", lambda model, args, parts: known)
     monkeypatch.setattr(fit_tiny_head, "fit", noted)
     fit_tiny_head.main(
         ["--data", str(data), "--init", str(before), "--out", str(tmp_path / "out"), "--steps", "2", "--batch", "4"]

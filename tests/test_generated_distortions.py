@@ -10,7 +10,8 @@ from scipy import ndimage
 
 from iqguide.training import autoencoders
 from iqguide.training import generated_distortions as damage
-from iqguide.training.data import clean_photographs, read, to_tensor
+from iqguide.training.crops import read, to_tensor
+from iqguide.training.data import clean_photographs
 from iqguide.training.distortions import luma
 
 LADDERS = damage.LADDERS

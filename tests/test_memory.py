@@ -16,8 +16,8 @@ from iqguide.images import ImageError, resize_short_side, to_tensor
 from iqguide.pictures import decoding
 from iqguide.pictures.opening import MAX_RATIO, check_headers, opened
 from iqguide.training.data import clean_photographs
-from iqguide.training.datasets import Sample
 from iqguide.training.evaluate import score_samples
+from iqguide.training.sample import Sample
 
 PEAK = """
 import resource, sys, torch

@@ -6,14 +6,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from made_photographs import held_out_crops
 from PIL import Image
 from scipy.stats import spearmanr
 
 import iqguide
 from iqguide.models.tiny import Tiny
-from iqguide.training import batches, calibrate, distortions
+from iqguide.training import batches, distortions
 from iqguide.training.config import FinetuneConfig
-from iqguide.training.data import clean_photographs, read, scored_photographs, split, to_tensor
+from iqguide.training.crops import read, to_tensor
+from iqguide.training.data import clean_photographs, scored_photographs, split
 
 BUNDLED_MEGABYTES = 5
 
@@ -201,7 +203,7 @@ def test_the_bundled_model_sees_severe_degradations_of_drawn_shapes(bundled, kin
 @pytest.fixture(scope="module")
 def held_out(data_dir):
     """Crops of clean photographs that were never trained on."""
-    return calibrate.held_out_crops(FinetuneConfig(data=data_dir), each=1)
+    return held_out_crops(FinetuneConfig(data=data_dir), each=1)
 
 
 @pytest.mark.data

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
+from ..models.raw_scale import raw_units
 from . import distortions, published_distortions
-from .data import Photograph, random_crop, random_crops, read, read_with_reference, to_tensor
+from .crops import random_crop, random_crops, read, reduced, to_tensor
+from .data import Photograph, read_with_reference
 from .teacher import Squeezenet, ridge_predictions
 
 # How much a full ladder of each kind hurts, next to blur, noise and blocks; ours, by eye.
@@ -26,7 +27,6 @@ RESTORABLE = tuple(kind for kind in LADDER_KINDS if kind not in ("color_shift", 
 # how often a kind is drawn, 4 for those not named; codecs, blur and noise are what web pictures suffer from
 WEIGHTS = {"jpeg2000": 8.0, "jpeg": 16.0, "gaussian_blur": 8.0, "white_noise": 7.0, "grain": 8.0, "pixelate": 6.0}
 EACH = 3  # crops per scored photograph
-Values = TypeVar("Values", float, np.ndarray, Tensor)
 
 
 def _draw(kinds: tuple[str, ...], rng: np.random.Generator) -> str:
@@ -37,33 +37,6 @@ def _draw(kinds: tuple[str, ...], rng: np.random.Generator) -> str:
 def severity(kind: str, level: Tensor) -> Tensor:
     """Severity of levels (N,) in [0, 4] of one kind: about 0 for untouched pictures, 4.5 for the worst."""
     return SEVERITY.get(kind, 1.0) * (0.7 + 0.95 * level)
-
-
-@dataclass(frozen=True)
-class ScoredCrops:
-    """Human-scored crops and their labels."""
-
-    images: Tensor
-    """(N, 3, s, s) uint8."""
-    labels: Tensor
-    """(N,) float32 in the model's raw units."""
-    references: Tensor | None = None
-    """The same squares of their references, like `images`, for a full-reference model."""
-
-    def batch(self, size: int, rng: np.random.Generator) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Random crops (size, 3, s, s) in [0, 1], their labels (size,) and, where there are any, their references."""
-        picks = torch.from_numpy(rng.integers(0, len(self.labels), size))
-        references = None if self.references is None else self.references[picks].float() / 255
-        return self.images[picks].float() / 255, self.labels[picks], references
-
-
-RAW_UNIT = 14.0
-"""Of MOS; see `raw_units`."""
-
-
-def raw_units(mos: Values) -> Values:
-    """MOS 0 to 100 -> the model's raw units, where a clean photograph is near 0 and a ruined one near -4.5."""
-    return (mos - 75.0) / RAW_UNIT
 
 
 class Crops:
@@ -188,33 +161,98 @@ def pairs(
     return torch.cat(degraded)[..., a, b], clean[..., a, b], torch.cat(severities)
 
 
-def scored_crops(
-    photographs: list[Photograph], teacher: Path | None, size: int, rng: np.random.Generator
-) -> ScoredCrops:
-    """Human-scored crops, with a teacher's score of each crop where there is one.
+class ScoredPictures:
+    """Human-scored pictures, of which a crop is cut anew at every visit.
 
-    A crop of a scored photograph is labelled with people's score of the whole and the teacher's score of the crop, half
-    and half.
+    Pictures are kept decoded, as far as `MEMORY` goes; the others are read again at every visit.
+
+    Args:
+        photographs: human-scored ones, with a reference or without.
+        size: side of the crops in px.
+        short_side: larger pictures are reduced to this short side in px first; 0 for never.
+        vertical: crops are mirrored upside down too, half of the time.
+    """
+
+    MEMORY = 4 * 2**30
+    """Bytes."""
+
+    def __init__(self, photographs: list[Photograph], size: int, short_side: int = 0, vertical: bool = False) -> None:
+        self.photographs, self.size, self.short_side, self.vertical = photographs, size, short_side, vertical
+        self.labels = raw_units(torch.tensor([p.mos for p in photographs], dtype=torch.float32))
+        self.kept: dict[int, list[Image.Image]] = {}
+        self.room = self.MEMORY
+
+    def __len__(self) -> int:
+        return len(self.photographs)
+
+    def draw(self, index: int, rng: np.random.Generator) -> tuple[Tensor, Tensor, Tensor | None]:
+        """A random crop (1, 3, s, s) in [0, 1] of one picture, its label (1,), and the same crop of its reference."""
+        crops = random_crops(self._pictures(index), self.size, rng, most=1.4, vertical=self.vertical)
+        crop, *reference = (to_tensor(picture)[None].float() / 255 for picture in crops)
+        return crop, self.labels[index : index + 1], reference[0] if reference else None
+
+    def _pictures(self, index: int) -> list[Image.Image]:
+        """A picture and its reference, at their working size."""
+        if index in self.kept:
+            return self.kept[index]
+        side = self.short_side
+        pictures = [reduced(picture, side) for picture in read_with_reference(self.photographs[index], side)]
+        size = sum(3 * picture.width * picture.height for picture in pictures)
+        if size <= self.room:
+            self.kept[index] = pictures
+            self.room -= size
+        return pictures
+
+
+class LabelledCrops:
+    """Crops of human-scored pictures, each labelled half by people's score of the whole, half by a teacher's of it.
 
     Args:
         photographs: human-scored ones; `EACH` crops are cut from each, and from its reference where it has one.
-        teacher: SqueezeNet 1.0 state dict (`teacher.Squeezenet`), or None for people's scores alone.
+        teacher: SqueezeNet 1.0 state dict (`teacher.Squeezenet`).
         size: side of the crops in px.
         rng: decides the crops.
+        short_side: larger pictures are reduced to this short side in px first; 0 for never.
 
     Raises:
         ValueError: a picture cannot be read, or differs in size from its reference.
+        WeightsError: the teacher's file cannot be used.
     """
-    crops, mos = [], []
-    for photograph in tqdm(photographs, desc="scored crops"):
-        pictures = read_with_reference(photograph)
-        crops += [[to_tensor(crop) for crop in random_crops(pictures, size, rng, most=1.4)] for _ in range(EACH)]
-        mos += [photograph.mos] * EACH
-    stack, *references = (torch.stack(views) for views in zip(*crops, strict=True))
-    labels = np.array(mos)
-    if teacher is not None:
+
+    def __init__(
+        self, photographs: list[Photograph], teacher: Path, size: int, rng: np.random.Generator, short_side: int = 0
+    ) -> None:
         network = Squeezenet(teacher)
+        stack, references = scored_crops(photographs, size, rng, short_side)
+        mos = np.repeat([p.mos for p in photographs], EACH)
         features = np.concatenate([network(x.float() / 255).numpy() for x in tqdm(stack.split(16), desc="teacher")])
-        second = ridge_predictions(features, labels, np.arange(len(labels)) // EACH)
-        labels = (labels + second) / 2
-    return ScoredCrops(stack, torch.from_numpy(raw_units(labels)).float(), *references)
+        second = ridge_predictions(features, mos, np.arange(len(mos)) // EACH)
+        self.images, self.references = stack, references
+        self.labels = torch.from_numpy(raw_units((mos + second) / 2)).float()
+
+    def __len__(self) -> int:
+        return len(self.labels) // EACH
+
+    def draw(self, index: int, rng: np.random.Generator) -> tuple[Tensor, Tensor, Tensor | None]:
+        """One of the crops of a picture, as `ScoredPictures.draw`."""
+        row = slice(pick := index * EACH + int(rng.integers(EACH)), pick + 1)
+        reference = None if self.references is None else self.references[row].float() / 255
+        return self.images[row].float() / 255, self.labels[row], reference
+
+
+def scored_crops(
+    photographs: list[Photograph], size: int, rng: np.random.Generator, short_side: int = 0
+) -> tuple[Tensor, Tensor | None]:
+    """`EACH` crops (N EACH, 3, size, size) uint8 of pictures, those of one side by side, and of their references."""
+    crops = []
+    for photograph in tqdm(photographs, desc="scored crops"):
+        pictures = [reduced(picture, short_side) for picture in read_with_reference(photograph, short_side)]
+        crops += [[to_tensor(crop) for crop in random_crops(pictures, size, rng, most=1.4)] for _ in range(EACH)]
+    stack, *references = (torch.stack(views) for views in zip(*crops, strict=True))
+    return stack, references[0] if references else None
+
+
+def visit(seed: int, kind: int, place: int, count: int) -> int:
+    """Which of `count` pictures is seen at a place of a run: each once in every pass, in an order of its own."""
+    order = np.random.default_rng([seed, kind, place // count]).permutation(count)
+    return int(order[place % count])

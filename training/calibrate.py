@@ -9,73 +9,62 @@ import torch
 from scipy.optimize import curve_fit
 from scipy.stats import pearsonr, spearmanr
 from torch import Tensor, nn
+from tqdm import tqdm
 
 from ..images import resize_short_side
 from ..models.tiny import Tiny
 from . import batches, distortions
 from .batches import Crops
-from .config import FinetuneConfig
-from .data import Photograph, clean_photographs, read_with_reference, scored_parts, split, to_tensor
+from .crops import to_tensor
+from .data import Photograph, read_with_reference
 
 MOST_CROPS = 512
 """Held-out crops are in memory all at once; of more photographs than give so many, every second, third ... is taken."""
 
 
-def uses_clean(config: FinetuneConfig) -> bool:
-    """Whether a run ends on clean photographs: `calibrate` and `measure` read those that are held out."""
-    return config.model == "tiny" or config.clean is not None or (config.data / "pristine").is_dir()
-
-
-def uses_scores(config: FinetuneConfig) -> bool:
-    """Whether a run ends on scored pictures: `calibrate` and `measure` read them whole."""
-    own = not config.full_reference and (config.data / "live-challenge").is_dir()  # which has no references
-    return config.model == "tiny" or bool(config.dataset) or own
-
-
-def held_out_crops(config: FinetuneConfig, each: int = 4) -> Tensor:
-    """At most `MOST_CROPS` crops of the clean photographs that are never trained on, (N, 3, crop, crop) in [0, 1]."""
-    photographs = split(clean_photographs(config.data, config.clean))[1]
+def held_out_crops(photographs: list[Photograph], size: int, seed: int, each: int = 4) -> Tensor:
+    """At most `MOST_CROPS` crops of clean photographs that are never trained on, (N, 3, size, size) in [0, 1]."""
     photographs = photographs[:: math.ceil(len(photographs) * each / MOST_CROPS)]
-    return Crops(photographs, config.crop, each, np.random.default_rng(config.seed)).images.float() / 255
+    return Crops(photographs, size, each, np.random.default_rng(seed)).images.float() / 255
 
 
 @torch.no_grad()
-def margins_of_whole_pictures(model: nn.Module, photographs: list[Photograph], size: int = 0) -> np.ndarray:
-    """Margins (N,) of pictures of any size, larger ones reduced to a short side of `size` px first; 0 for never.
+def margins_of_whole_pictures(
+    model: nn.Module, photographs: list[Photograph], size: int = 0, desc: str = "whole pictures"
+) -> np.ndarray:
+    """Margins (N,) of pictures of any size, in float32, as `model(images)` sees them without autocast.
 
-    Those that have a reference are compared with it.
+    Args:
+        model: with a `margin`.
+        photographs: those that have a reference are compared with it.
+        size: larger pictures are reduced to this short side in px first; 0 for never.
+        desc: for the progress bar.
     """
     device, margins = model.margin_mean.device, []
-    for photograph in photographs:
-        given = [to_tensor(picture)[None].to(device) / 255 for picture in read_with_reference(photograph)]
+    for photograph in tqdm(photographs, desc=desc, unit="picture", delay=1):
+        pictures = [to_tensor(picture)[None].to(device) / 255 for picture in read_with_reference(photograph)]
         if size:
-            given = [resize_short_side(picture, size, enlarge=False) for picture in given]
-        with torch.autocast(device.type, torch.bfloat16):
-            margin = model.margin(*(picture.contiguous(memory_format=torch.channels_last) for picture in given))
-        margins.append(margin.item())
+            pictures = [resize_short_side(picture, size, enlarge=False) for picture in pictures]
+        pictures = [picture.contiguous(memory_format=torch.channels_last) for picture in pictures]
+        with torch.autocast(device.type, enabled=False):
+            margins.append(model.margin(*pictures).item())
     return np.array(margins)
 
 
 def agreement(model: nn.Module, photographs: list[Photograph], size: int = 0) -> dict[str, float]:
-    """`srcc` and `plcc` of the margins of whole pictures with people's scores; see `margins_of_whole_pictures`."""
+    """`srcc` and `plcc` of the margins of whole pictures with people's scores; see `margins_of_whole_pictures`.
+
+    Both are NaN for a model that says the same of every picture.
+    """
     margins, mos = margins_of_whole_pictures(model, photographs, size), [p.mos for p in photographs]
+    if np.ptp(margins) == 0:
+        return {"srcc": math.nan, "plcc": math.nan}
     return {"srcc": float(spearmanr(margins, mos)[0]), "plcc": float(pearsonr(margins, mos)[0])}
 
 
 @torch.no_grad()
-def calibrate(model: Tiny, config: FinetuneConfig) -> None:
-    """Set the model's scales, in place.
-
-    Margin: mean 0 and standard deviation 1 over crops of held-out clean photographs. Score: a logistic fit of
-    MOS / 100 on the training part of the scored photographs.
-    """
-    model.margin_mean.zero_()
-    model.margin_std.fill_(1)
-    crops = held_out_crops(config).to(model.margin_mean.device)
-    raw = torch.cat([model.raw(x) for x in crops.split(32)])
-    model.margin_mean.copy_(raw.mean())
-    model.margin_std.copy_(raw.std())
-    photographs = scored_parts(config.data, config.dataset, config.root)[0]
+def fit_score(model: Tiny, photographs: list[Photograph]) -> None:
+    """Set the scale of the model's score, in place: a logistic fit of MOS / 100 of pictures it has learnt from."""
     margins, mos = margins_of_whole_pictures(model, photographs), np.array([p.mos for p in photographs])
     (scale, shift), _ = curve_fit(lambda x, a, b: 1 / (1 + np.exp(-a * x - b)), margins, mos / 100, p0=(0.5, 0.5))
     model.score_scale.fill_(float(scale))
@@ -83,21 +72,35 @@ def calibrate(model: Tiny, config: FinetuneConfig) -> None:
 
 
 @torch.no_grad()
-def measure(model: nn.Module, config: FinetuneConfig) -> dict[str, float]:
-    """How good a model is on pictures that it never trained on.
+def measure(
+    model: nn.Module,
+    scored: list[Photograph],
+    clean: list[Photograph],
+    *,
+    size: int,
+    crop: int,
+    seed: int,
+    full_reference: bool = False,
+) -> dict[str, float]:
+    """How good a model is on pictures that it never trained on, in float32.
+
+    Args:
+        model: with a `margin`.
+        scored: held-out pictures with people's scores; none for no `srcc` and `plcc`.
+        clean: held-out clean photographs; none for no ladders.
+        size: short side to which scored pictures are reduced, px; 0 for never.
+        crop: side of the crops of the ladders, px.
+        seed: of the crops and of the noise in the degradations.
+        full_reference: whether the model compares with a reference.
 
     Returns:
-        `srcc`, `plcc`: rank and linear correlation of the margin with MOS over the held-out scored photographs.
+        `srcc`, `plcc`: rank and linear correlation of the margin with MOS over the scored pictures.
         `ladders`, `worst_ladder`: share of the steps from one level to the next, of all ladders and of the worst one,
-        at which the margin falls, over crops of the held-out clean photographs; the first step is from the clean crop.
-        What the data has no pictures for is left out.
+        at which the margin falls, over crops of the clean photographs; the first step is from the clean crop.
     """
-    figures = {}
-    if uses_scores(config):
-        held_out = scored_parts(config.data, config.dataset, config.root, full_reference=config.full_reference)[2]
-        figures |= agreement(model, held_out, config.validation_size)
-    if uses_clean(config):
-        figures |= ladder_steps(model, held_out_crops(config, 1), config.seed, config.full_reference)
+    figures = agreement(model, scored, size) if scored else {}
+    if clean:
+        figures |= ladder_steps(model, held_out_crops(clean, crop, seed, 1), seed, full_reference)
     return figures
 
 
@@ -107,7 +110,7 @@ def ladder_steps(model: nn.Module, crops: Tensor, seed: int, full_reference: boo
     generator, falls = torch.Generator().manual_seed(seed), []
     device = model.margin_mean.device
     reference = [crops.to(device)] if full_reference else []
-    for kind in batches.LADDER_KINDS:
+    for kind in tqdm(batches.LADDER_KINDS, desc="held-out ladders", delay=1):
         levels = [crops] + [
             distortions.distort(crops, kind, torch.full((len(crops),), float(level)), generator) for level in range(5)
         ]

@@ -2,65 +2,52 @@
 
 from __future__ import annotations
 
-import argparse
-import dataclasses
 import json
 import math
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from pathlib import Path
-from types import UnionType
-from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, ClassVar
 
-from ..errors import one_line
 from ..images import MIN_SIDE
 from ..models.catalog import get_spec
-from .options import SEEDS, Parser, check_ranges
+from .options import Parser, add_flags, build, hints, plain_type
+from .run_settings import RunSettings, Started, add_start_flags, check_choices
 
 MODELS = ("tiny", "qualiclip", "bpclip", "bpclip-fr", "bpclip-mini")
-CHOICES = {
-    "model": MODELS,
-    "twins": ("own", "published"),
-    "mixed_precision": ("no", "bf16", "fp16"),
-    "tracker": ("", "tensorboard", "wandb"),
-}
 WEIGHTS = (
     *("ranking_weight", "severity_weight", "mos_weight", "squared_weight", "prompt_weight"),
     *("alignment_weight", "penalty_weight", "attack_weight", "denoised_weight"),
 )
-RANGES: dict[str, tuple[float, float]] = {
-    **dict.fromkeys(("steps", "accumulate", "checkpoint_every", "warmup", "ladders", "scored"), (1, math.inf)),
-    **dict.fromkeys(("workers", "cut", "aligned", "validation_size", *WEIGHTS), (0, math.inf)),
-    **dict.fromkeys(("lr", "weight_decay", "clip", "attack_step", "consistency_margin", "rank_margin"), (0, math.inf)),
-    **dict.fromkeys(("ladder_levels", "levels"), (2, math.inf)),
-    **dict.fromkeys(("crop", "scored_crop"), (MIN_SIDE, math.inf)),
-    **dict.fromkeys(("last_lr", "beta2", "ema"), (0, 1)),
-    "validation": (0, 0.9),
-    "seed": SEEDS,
-}
-"""Lowest and highest value of a setting."""
-FORMER_NAMES = {
-    "mos_weight": "opinion_weight",
-    "scored": "opinions",
-    "scored_crop": "opinion_crop",
-    "ladder_levels": "rungs",
-}
-"""Settings by the names that earlier versions gave them, which files and flags may still use."""
 
 
-@dataclass(frozen=True)
-class FinetuneConfig:
+@dataclass(frozen=True, kw_only=True)
+class FinetuneConfig(RunSettings):
     """One fine-tuning run. Each default is written here and nowhere else; the second part of a type is its help.
 
     The defaults are those of `tiny`; recipes/configs/ has a file for each of the others.
     """
 
+    RANGES: ClassVar = RunSettings.RANGES | {
+        **dict.fromkeys(("ladders", "scored"), (1, math.inf)),
+        **dict.fromkeys(("cut", "aligned", *WEIGHTS), (0, math.inf)),
+        **dict.fromkeys(("attack_step", "consistency_margin", "rank_margin"), (0, math.inf)),
+        **dict.fromkeys(("ladder_levels", "levels"), (2, math.inf)),
+        **dict.fromkeys(("crop", "scored_crop"), (MIN_SIDE, math.inf)),
+    }
+    FORMER_NAMES: ClassVar = {
+        "mos_weight": "opinion_weight",
+        "scored": "opinions",
+        "scored_crop": "opinion_crop",
+        "ladder_levels": "rungs",
+        "short_side": "validation_size",
+    }
+    """Settings by the names that earlier versions gave them, which files and flags may still use."""
+
     model: Annotated[str, f"what to train: {', '.join(MODELS)}"] = "tiny"
     options: Annotated[dict, "of create_model, json; its config as a dict"] = field(default_factory=dict)
     data: Annotated[Path, "folder with pristine/ and live-challenge/"] = Path("data")
     clean: Annotated[Path | None, "folder of clean photographs in place of pristine/images"] = None
-    dataset: Annotated[str, "scored pictures in place of live-challenge: a name as `iqguide evaluate` takes"] = ""
-    root: Annotated[Path | None, "folder of that data set"] = None
     out: Annotated[Path, "where checkpoints and the result go"] = Path("runs/tiny")
     init: Annotated[Path | None, "start from this file ('default': the model's own weights), not from random ones"] = (
         None
@@ -73,26 +60,14 @@ class FinetuneConfig:
         None
     )
     denoised: Annotated[Path | None, "cache of denoised predictions made by recipes/demo_generator/denoised.py"] = None
-    steps: Annotated[int, "optimiser steps"] = 2000
-    accumulate: Annotated[int, "batches per optimiser step"] = 1
-    seed: Annotated[int, "of everything random"] = 0
-    lr: Annotated[float, "highest learning rate; warms up, then falls along a cosine"] = 2e-3
-    warmup: Annotated[int, "steps until the highest learning rate"] = 100
-    last_lr: Annotated[float, "share of the learning rate that is left at the end"] = 0.02
-    weight_decay: Annotated[float, "of AdamW"] = 0.02
-    beta2: Annotated[float, "of AdamW"] = 0.99
-    clip: Annotated[float, "longest gradient"] = 2.0
-    ema: Annotated[float, "decay of the running average of the weights, which is the result; 0 for none"] = 0.998
-    mixed_precision: Annotated[str, "no, bf16 or fp16"] = "bf16"
     gradient_checkpointing: Annotated[bool, "compute activations twice instead of keeping them"] = False
-    workers: Annotated[int, "processes that make batches, besides the one that trains"] = 0
-    tracker: Annotated[str, "tensorboard or wandb, through accelerate"] = ""
     ladders: Annotated[int, "photographs a batch and process that are degraded step by step"] = 6
     ladder_levels: Annotated[int, "crops per ladder, the clean one included"] = 4
     crop: Annotated[int, "side of the ladder crops, px"] = 128
     cut: Annotated[int, "crops of each clean photograph that are cut ahead; 0 reads the photograph at every draw"] = 20
     scored: Annotated[int, "human-scored crops a batch and process"] = 8
     scored_crop: Annotated[int, "side of the human-scored crops, px"] = 224
+    vertical: Annotated[bool, "mirror scored crops upside down too, half of the time"] = False
     aligned: Annotated[int, "pictures a batch and process whose gradient must point back to the clean picture"] = 4
     ranking_weight: Annotated[float, "of the ranking of each ladder"] = 1.0
     severity_weight: Annotated[float, "of the regression on how severe the degradation is"] = 0.3
@@ -108,23 +83,13 @@ class FinetuneConfig:
     attack_weight: Annotated[float, "of what a climb up the gradient gains without restoring the picture"] = 1.0
     attack_step: Annotated[float, "RMS of the longest climb, pictures in [0, 1]"] = 0.06
     denoised_weight: Annotated[float, "of the ranking of denoised predictions"] = 1.0
-    checkpoint_every: Annotated[int, "steps between checkpoints"] = 500
-    validation: Annotated[float, "share of the scored pictures that choose the best checkpoint; 0: the last one"] = 0.0
-    validation_size: Annotated[int, "short side to which these are reduced, px; 0 for never"] = 512
 
     def __post_init__(self) -> None:
-        for name, choices in CHOICES.items():
-            if getattr(self, name) not in choices:
-                known = ", ".join(repr(choice) for choice in choices)
-                raise ValueError(f"{name} is {getattr(self, name)!r}; expected one of {known}.")
-        check_ranges(self, RANGES)
-        if 0 < self.validation_size < MIN_SIDE:
-            raise ValueError(f"validation_size is {self.validation_size}; expected 0 or {MIN_SIDE} or more.")
+        check_choices(self, {"model": MODELS, "twins": ("own", "published")})
+        super().__post_init__()
         for start, factor in self.lr_factors.items():
             if not isinstance(factor, int | float) or not 0 <= factor < math.inf:
                 raise ValueError(f"lr_factors has {factor!r} for {start!r}; expected a number of 0 or more.")
-        if bool(self.dataset) != bool(self.root):
-            raise ValueError("dataset and root belong together; give both or none.")
         if self.twins == "published" and self.levels > 5:
             raise ValueError(f"levels is {self.levels}; expected at most 5, which is how many are published.")
         if self.prompt_weight and self.model != "qualiclip":
@@ -133,6 +98,16 @@ class FinetuneConfig:
             raise ValueError(
                 "no objective has a weight above 0, so nothing would be learnt; give ranking_weight or another."
             )
+
+    @property
+    def folder(self) -> Path:
+        """Where checkpoints go."""
+        return self.out
+
+    @property
+    def result(self) -> Path:
+        """The file of the result."""
+        return self.out / f"{self.model}.safetensors"
 
     @property
     def aligns(self) -> bool:
@@ -150,12 +125,27 @@ class FinetuneConfig:
         return self.alignment_weight > 0 or self.penalty_weight > 0
 
     @property
+    def uses_mos(self) -> bool:
+        """Whether people's scores are learnt from."""
+        return bool(self.mos_weight or self.squared_weight)
+
+    @property
+    def degrades(self) -> bool:
+        """Whether clean photographs are degraded."""
+        return bool(self.ranking_weight or self.severity_weight or self.prompt_weight or self.aligns)
+
+    @property
     def full_reference(self) -> bool:
         """Whether the model compares pictures with a reference."""
         return get_spec(self.model).full_reference
 
+    @property
+    def fits_score(self) -> bool:
+        """Whether the model's score is fitted to people's scores after the last step."""
+        return self.model == "tiny"
 
-HINTS = {name: get_args(hint) for name, hint in get_type_hints(FinetuneConfig, include_extras=True).items()}
+
+HINTS = hints(FinetuneConfig)
 
 
 def read_config(path: Path) -> dict[str, Any]:
@@ -174,7 +164,7 @@ def read_config(path: Path) -> dict[str, Any]:
     values = values.get("config", values) if isinstance(values, dict) else values  # run.json
     if not isinstance(values, dict):
         raise ValueError(f"{path} holds {values!r}; expected settings by their names.")
-    current = {former: name for name, former in FORMER_NAMES.items()}
+    current = {former: name for name, former in FinetuneConfig.FORMER_NAMES.items()}
     values = {current.get(key, key): value for key, value in values.items()}
     for key, value in values.items():
         if key not in HINTS:
@@ -192,73 +182,37 @@ def _toml(path: Path) -> dict[str, Any]:
     return tomllib.loads(path.read_text("utf-8"))
 
 
-def _kind(name: str) -> tuple[type, bool]:
-    """The type of a setting, and whether it may be None."""
-    kind = HINTS[name][0]
-    if get_origin(kind) in (Union, UnionType):
-        return get_args(kind)[0], True
-    return get_origin(kind) or kind, False
-
-
 def _typed(name: str, value: Any, source: object) -> Any:
     """A value of a file as the setting has it."""
-    kind, optional = _kind(name)
+    kind, optional = plain_type(HINTS[name][0])
     if value is None and optional:
         return None
     accepted = {Path: str, float: (int, float), tuple: list}.get(kind, kind)
     if not isinstance(value, accepted) or (kind is not bool and isinstance(value, bool)):
         raise ValueError(f"{name} in {source} is {value!r}; expected {kind.__name__}.")
-    if kind is tuple and not all(isinstance(item, str) for item in value):
-        raise ValueError(f"{name} in {source} is {value!r}; expected texts.")
+    item = float if name == "scale" else str
+    if kind is tuple and not all(isinstance(each, (int, float) if item is float else str) for each in value):
+        raise ValueError(f"{name} in {source} is {value!r}; expected {'numbers' if item is float else 'texts'}.")
     return kind(value)
 
 
-def _object(text: str) -> dict[str, Any]:
-    """A dict on the command line."""
-    try:
-        value = json.loads(text)
-    except ValueError:
-        value = None
-    if not isinstance(value, dict):
-        raise argparse.ArgumentTypeError(f"got {text!r}; expected JSON such as '{{\"name\": 1}}'")
-    return value
-
-
-def parse_config(arguments: list[str] | None = None) -> tuple[FinetuneConfig, bool]:
+def parse_config(arguments: list[str] | None = None) -> tuple[FinetuneConfig, Started]:
     """Read the command line; every field of `FinetuneConfig` is a flag, which goes before the file of `--config`.
 
     Args:
         arguments: what to read; None for the process' own.
 
     Returns:
-        The settings, and whether to resume from the last checkpoint in `out`.
+        The settings, and whether to resume from the last checkpoint in `out` or to overwrite what is there.
     """
     parser = Parser(prog="accelerate launch -m iqguide.training.finetune")
     parser.add_argument("--config", type=Path, help="JSON or TOML file of settings, or a run.json to run again")
-    defaults = FinetuneConfig()
-    for name in HINTS:
-        kind, text = _kind(name)[0], HINTS[name][1]
-        reading: dict[str, Any] = {"type": {dict: _object}.get(kind, kind)}
-        if kind is bool:
-            reading = {"action": argparse.BooleanOptionalAction}
-        elif kind is tuple:
-            reading = {"type": str, "nargs": "*"}
-        shown = str(getattr(defaults, name)).replace("%", "%%")
-        flags = [f"--{each.replace('_', '-')}" for each in (name, FORMER_NAMES.get(name)) if each]
-        parser.add_argument(*flags, **reading, default=argparse.SUPPRESS, help=f"{text} ({shown})")
-    parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint in --out")
+    add_flags(parser, FinetuneConfig)
+    add_start_flags(parser)
     given = vars(parser.parse_args(arguments))
-    resume, path = given.pop("resume"), given.pop("config")
-    if "freeze" in given:
-        given["freeze"] = tuple(given["freeze"])
+    started, path = Started(given.pop("resume"), given.pop("overwrite")), given.pop("config")
     try:
-        return FinetuneConfig(**((read_config(path) if path else {}) | given)), resume
+        values = read_config(path) if path else {}
     except (ValueError, OSError) as error:
-        parser.error(one_line(error))
-
-
-def jsonable(config: FinetuneConfig) -> dict[str, Any]:
-    """The settings as `run.json` holds them; `read_config` reads them back."""
-    return {
-        name: str(value) if isinstance(value, Path) else value for name, value in dataclasses.asdict(config).items()
-    }
+        parser.error(str(error))
+    return build(FinetuneConfig, values | given, parser), started

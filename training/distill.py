@@ -8,19 +8,19 @@ worse and noise more; dense targets get past that. Only what the network has lea
 
 from __future__ import annotations
 
-import argparse
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated, ClassVar
 
 import numpy as np
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.nn import functional as F
-from tqdm import tqdm
 
-from ..errors import make_folder, one_sentence
+from ..errors import FOR_PEOPLE, make_folder, one_sentence
 from ..images import MIN_SIDE
 from ..models.create import create_model
 from ..models.hub import save_model
@@ -28,16 +28,45 @@ from ..models.tiny import WIDTHS, Tiny
 from . import batches, distortions
 from .batches import Crops
 from .data import clean_photographs, scored_photographs, split
-from .options import SEEDS, Parser
+from .fitting import fit
+from .loop import Diverged
+from .options import SEEDS, check_ranges, parse_settings
+from .run_record import only_run, refuse_used
 from .teacher import Squeezenet
 
-RANGES: dict[str, tuple[float, float]] = {
-    **dict.fromkeys(("steps", "batch"), (1, math.inf)),
-    "lr": (0, math.inf),
-    "crop": (MIN_SIDE, math.inf),
-    "seed": SEEDS,
-}
-"""Lowest and highest value of a flag."""
+
+@dataclass(frozen=True, kw_only=True)
+class DistillSettings:
+    """One run that imitates a teacher's feature maps."""
+
+    RANGES: ClassVar = {
+        **dict.fromkeys(("steps", "batch"), (1, math.inf)),
+        "lr": (0, math.inf),
+        "crop": (MIN_SIDE, math.inf),
+        "seed": SEEDS,
+    }
+    """Lowest and highest value of a setting."""
+
+    data: Annotated[Path, "folder with pristine/ and live-challenge/"]
+    teacher: Annotated[Path, "SqueezeNet 1.0 state dict"]
+    out: Annotated[Path, "folder for the result"]
+    steps: Annotated[int, "optimiser steps"] = 1200
+    batch: Annotated[int, "crops a step"] = 24
+    crop: Annotated[int, "side of the crops, px"] = 128
+    lr: Annotated[float, "highest learning rate"] = 3e-3
+    seed: Annotated[int, "of everything random"] = 0
+    overwrite: Annotated[bool, "replace the result of a former run in --out"] = False
+
+    def __post_init__(self) -> None:
+        check_ranges(self, self.RANGES)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DistillTinySettings(DistillSettings):
+    """One run that teaches `tiny`."""
+
+    init: Annotated[Path | None, "go on from this safetensors file instead of random weights"] = None
+
 
 FIRES = (3, 7, 9)  # at a quarter, an eighth and a sixteenth of the size, as the last three stages of `tiny`
 FIRE_CHANNELS = (128, 384, 512)
@@ -82,90 +111,75 @@ def mimicry(guesses: list[Tensor], maps: list[Tensor]) -> Tensor:
     return total / len(guesses)
 
 
-def learning_rate(highest: float, step: int, steps: int) -> float:
-    """Linear warm-up over 50 steps, then a cosine down to a fiftieth."""
-    return highest * min(1.0, (step + 1) / 50) * (0.02 + 0.49 * (1 + math.cos(math.pi * step / steps)))
-
-
 def imitate(
-    student: nn.Module, layers: tuple[int, ...], args: argparse.Namespace, save: Callable[[nn.Module], None]
+    student: nn.Module, layers: tuple[int, ...], settings: DistillSettings, save: Callable[[nn.Module], None]
 ) -> None:
     """Train what of `student` requires gradients to guess the teacher's maps, in place.
 
     Args:
         student: images (N, 3, H, W) in [0, 1] -> guesses of the maps of `layers`.
         layers: the teacher's, from fine to coarse; one may be there twice.
-        args: `data`, `teacher`, `out`, `steps`, `batch`, `crop`, `lr`, `seed`.
+        settings: of the run.
         save: called with the student now and then, and at the end.
     """
     accelerator = Accelerator()
-    make_folder(args.out)
-    rng = np.random.default_rng([args.seed, accelerator.process_index])
-    generator = torch.Generator().manual_seed(args.seed + accelerator.process_index)
-    teacher = Squeezenet(args.teacher)
-    photographs = split(clean_photographs(args.data))[0] + split(scored_photographs(args.data))[0]
-    crops = Crops(photographs, args.crop, 12, rng)
+    rng = np.random.default_rng([settings.seed, accelerator.process_index])
+    generator = torch.Generator().manual_seed(settings.seed + accelerator.process_index)
+    teacher = Squeezenet(settings.teacher)
+    photographs = split(clean_photographs(settings.data))[0] + split(scored_photographs(settings.data))[0]
+    crops = Crops(photographs, settings.crop, 12, rng)
     learning = [parameter for parameter in student.parameters() if parameter.requires_grad]
-    optimiser = torch.optim.AdamW(learning, args.lr, betas=(0.9, 0.99), weight_decay=0.02)
-    student, optimiser = accelerator.prepare(student.to(memory_format=torch.channels_last), optimiser)
-    progress = tqdm(range(args.steps), desc="distil", disable=not accelerator.is_main_process)
-    running, different = 1.0, tuple(dict.fromkeys(layers))
-    for step in progress:
-        for group in optimiser.param_groups:
-            group["lr"] = learning_rate(args.lr, step, args.steps)
-        images = half_degraded(crops, args.batch, rng, generator)
+    wrapped = accelerator.prepare(student.to(accelerator.device, memory_format=torch.channels_last))
+    different = tuple(dict.fromkeys(layers))
+
+    def losses() -> dict[str, Tensor]:
+        images = half_degraded(crops, settings.batch, rng, generator)
         maps = dict(zip(different, teacher.maps(images, different), strict=True))
         with torch.autocast(accelerator.device.type, torch.bfloat16):
-            guesses = student(images.to(accelerator.device).contiguous(memory_format=torch.channels_last))
-        loss = mimicry(guesses, [maps[layer].to(accelerator.device) for layer in layers])
-        optimiser.zero_grad(set_to_none=True)
-        accelerator.backward(loss)
-        accelerator.clip_grad_norm_(learning, 2.0)
-        optimiser.step()
-        running = 0.98 * running + 0.02 * loss.item()
-        if step % 20 == 19:
-            progress.set_postfix(loss=f"{running:.3f}")
-        if accelerator.is_main_process and (step % 300 == 299 or step + 1 == args.steps):
-            save(accelerator.unwrap_model(student))
+            guesses = wrapped(images.to(accelerator.device).contiguous(memory_format=torch.channels_last))
+        return {"mimicry": mimicry(guesses, [maps[layer].to(accelerator.device) for layer in layers])}
+
+    def after(step: int) -> None:
+        if accelerator.is_main_process and (step % 300 == 299 or step + 1 == settings.steps):
+            save(accelerator.unwrap_model(wrapped))
+
+    fit(
+        learning,
+        losses,
+        steps=settings.steps,
+        lr=settings.lr,
+        weight_decay=0.02,
+        clip=2.0,
+        name="distil",
+        after=after,
+        accelerator=accelerator,
+    )
 
 
-def distil(args: argparse.Namespace) -> None:
-    """Train with the settings of the flags and write OUT/tiny.safetensors, not calibrated."""
-    torch.manual_seed(args.seed)
+def claim(settings: DistillSettings, result: str) -> None:
+    """Refuse a folder that holds a former result, unless the settings say to replace it."""
+    make_folder(settings.out)
+    if not settings.overwrite:
+        refuse_used(settings.out, (result,), "replace it with --overwrite")
+
+
+def distil(settings: DistillTinySettings) -> None:
+    """Train with the settings and write OUT/tiny.safetensors, not calibrated."""
+    claim(settings, "tiny.safetensors")
+    torch.manual_seed(settings.seed)
     student = Student()
-    if args.init:
-        student.tiny.load_state_dict(create_model("tiny", weights=args.init).state_dict())
+    if settings.init:
+        student.tiny.load_state_dict(create_model("tiny", weights=settings.init).state_dict())
     student.tiny.head.requires_grad_(False)  # judging is learnt later
-    imitate(student, FIRES, args, lambda trained: save_model(trained.tiny, args.out / "tiny.safetensors"))
-
-
-def parser(name: str, result: str, steps: int) -> Parser:
-    """The flags that every imitation has.
-
-    Args:
-        name: of the module, for the help.
-        result: name of the file that is written.
-        steps: the default.
-    """
-    flags = Parser(prog=f"accelerate launch -m iqguide.training.{name}")
-    flags.add_argument("--data", type=Path, required=True, help="folder with pristine/ and live-challenge/")
-    flags.add_argument("--teacher", type=Path, required=True, help="SqueezeNet 1.0 state dict")
-    flags.add_argument("--out", type=Path, required=True, help=f"folder for {result}")
-    flags.add_argument("--steps", type=int, default=steps, help="optimiser steps (%(default)s)")
-    flags.add_argument("--batch", type=int, default=24, help="crops a step (%(default)s)")
-    flags.add_argument("--crop", type=int, default=128, help="side of the crops, px (%(default)s)")
-    flags.add_argument("--lr", type=float, default=3e-3, help="highest learning rate (%(default)s)")
-    flags.add_argument("--seed", type=int, default=0, help="of everything random (%(default)s)")
-    return flags
+    with only_run(settings.out):
+        imitate(student, FIRES, settings, lambda trained: save_model(trained.tiny, settings.out / "tiny.safetensors"))
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Distil as the command line says."""
-    flags = parser("distill", "tiny.safetensors", 1200)
-    flags.add_argument("--init", type=Path, help="go on from this safetensors file instead of random weights")
-    args = flags.parse_within(RANGES, arguments)
-    with one_sentence():
-        distil(args)
+    settings = parse_settings(DistillTinySettings, "distill", arguments)
+    with one_sentence((*FOR_PEOPLE, Diverged)):
+        distil(settings)
 
 
 if __name__ == "__main__":

@@ -8,16 +8,20 @@ the teacher.
 
 from __future__ import annotations
 
-import argparse
+from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 from torch import Tensor, nn
 
-from ..errors import one_sentence
+from ..errors import FOR_PEOPLE, one_sentence
 from ..models.bpclip import BPCLIP
 from ..models.create import create_model
 from ..models.hub import save_model
-from .distill import RANGES, imitate, parser
+from .distill import DistillSettings, claim, imitate
+from .loop import Diverged
+from .options import parse_settings
+from .run_record import only_run
 
 FIRES = (3, 7, 9, 9)  # of strides 4, 8, 16 and 16, for the stages of strides 4 to 32
 FIRE_CHANNELS = (128, 384, 512, 512)
@@ -37,21 +41,29 @@ class Student(nn.Module):
         return [probe(x) for probe, x in zip(self.probes, self.model.maps(images)[1:], strict=True)]
 
 
-def distil(args: argparse.Namespace) -> None:
-    """Train with the settings of the flags and write OUT/bpclip-mini.safetensors; only its backbone has learnt."""
-    torch.manual_seed(args.seed)
-    model = create_model("bpclip-mini", weights="random", seed=args.seed).requires_grad_(False)
+@dataclass(frozen=True, kw_only=True)
+class DistillBackboneSettings(DistillSettings):
+    """One run that teaches the backbone of `bpclip-mini`."""
+
+    steps: Annotated[int, "optimiser steps"] = 1300
+
+
+def distil(settings: DistillBackboneSettings) -> None:
+    """Train with the settings and write OUT/bpclip-mini.safetensors; only its backbone has learnt."""
+    claim(settings, "bpclip-mini.safetensors")
+    torch.manual_seed(settings.seed)
+    model = create_model("bpclip-mini", weights="random", seed=settings.seed).requires_grad_(False)
     model.backbone.train().requires_grad_(True)
-    imitate(
-        Student(model), FIRES, args, lambda trained: save_model(trained.model, args.out / "bpclip-mini.safetensors")
-    )
+    path = settings.out / "bpclip-mini.safetensors"
+    with only_run(settings.out):
+        imitate(Student(model), FIRES, settings, lambda trained: save_model(trained.model, path))
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Distil as the command line says."""
-    args = parser("distill_bpclip", "bpclip-mini.safetensors", 1300).parse_within(RANGES, arguments)
-    with one_sentence():
-        distil(args)
+    settings = parse_settings(DistillBackboneSettings, "distill_bpclip", arguments)
+    with one_sentence((*FOR_PEOPLE, Diverged)):
+        distil(settings)
 
 
 if __name__ == "__main__":

@@ -16,11 +16,12 @@ from tqdm import tqdm
 from ..images import WorkingSize, load_images
 from ..pictures.opening import check_headers
 from .correlation import correlations, intervals
-from .datasets import Sample, official_split, seeded_splits
+from .sample import Sample
+from .splits import named_split, official_split, seeded_splits
 
 
 def distributed_device() -> tuple[torch.device | None, bool]:
-    """The device of this process where accelerate runs several, else None; and whether this one does the talking.
+    """The device of this process where accelerate runs several, else None; and whether this is the main process.
 
     The first to ask accelerate, which is told as by its own `Accelerator` whether the processes run on CPUs.
 
@@ -76,16 +77,28 @@ def score_samples(
     return np.array([score for _, score in sorted(everything)])
 
 
-def chosen(samples: Sequence[Sample], protocol: str) -> list[int]:
-    """Indices of the samples that a protocol looks at: the official test part for "test", all of them otherwise.
+def chosen(samples: Sequence[Sample], protocol: str, dataset: str = "csv") -> list[int]:
+    """Indices of the samples that a protocol looks at.
+
+    Args:
+        samples: the whole data set.
+        protocol: "all" and "ten" for all of them, "test" for the official test part; what else `named_split` takes for
+            the test part of that split.
+        dataset: its name.
 
     Raises:
-        ValueError: there is no official test part.
+        ValueError, FileNotFoundError: there is no such part; see `named_split`.
     """
-    return official_split(samples)[1].tolist() if protocol == "test" else list(range(len(samples)))
+    if protocol in ("all", "ten"):
+        return list(range(len(samples)))
+    if protocol == "test":
+        return official_split(samples)[1].tolist()
+    return named_split(list(samples), protocol, dataset)[1].tolist()
 
 
-def summarise(samples: Sequence[Sample], scores: np.ndarray, protocol: str, draws: int = 1000) -> dict[str, Any]:
+def summarise(
+    samples: Sequence[Sample], scores: np.ndarray, protocol: str, draws: int = 1000, parameters: int = 4
+) -> dict[str, Any]:
     """How well scores agree with people.
 
     Args:
@@ -94,23 +107,24 @@ def summarise(samples: Sequence[Sample], scores: np.ndarray, protocol: str, draw
         protocol: "all" or "test": correlations over the samples given, with bootstrap intervals; "ten": mean over the
             test parts of ten seeded splits by group (a fifth of the groups each), with their standard deviation.
         draws: of the bootstrap; 0 for no intervals.
+        parameters: of the logistic before PLCC, 4 or 5.
 
     Returns:
-        `srcc`, `plcc` (scores as they are), `plcc_fitted` (after the four-parameter logistic, fitted to the same
-        pictures), `krcc`, `n`; and `intervals` by name, or `std` by name and `splits`.
+        `srcc`, `plcc` (scores as they are), `plcc_fitted` (after the logistic, fitted to the same pictures),
+        `krcc`, `pairwise`, `n`; and `intervals` by name, or `std` by name and `splits`.
 
     Raises:
         ValueError: too few pictures, or scores that do not vary.
     """
     mos = np.array([sample.normalised_mos for sample in samples])
     if protocol != "ten":
-        found: dict[str, Any] = correlations(scores, mos)
+        found: dict[str, Any] = correlations(scores, mos, parameters)
         if draws:
             groups = [sample.group or str(sample.image) for sample in samples]
-            found["intervals"] = intervals(scores, mos, groups, draws)
+            found["intervals"] = intervals(scores, mos, groups, draws, parameters=parameters)
         return found
-    splits = [correlations(scores[test], mos[test]) for _, test in seeded_splits(samples)]
-    names = ("srcc", "plcc", "plcc_fitted", "krcc")
+    splits = [correlations(scores[test], mos[test], parameters) for _, test in seeded_splits(samples)]
+    names = ("srcc", "plcc", "plcc_fitted", "krcc", "pairwise")
     found = {name: float(np.mean([split[name] for split in splits])) for name in names}
     found["n"] = len(samples)
     found["std"] = {name: float(np.std([split[name] for split in splits], ddof=1)) for name in names}

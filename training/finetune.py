@@ -5,37 +5,48 @@ r"""Fine-tune a quality model from photographs: `tiny`, QualiCLIP or BPCLIP, in 
         --init runs/tiny/tiny.safetensors --denoised denoised.pt --steps 1500 --lr 5e-4
 
 The config says which of these a step sees: ladders of degraded crops (ranking; for QualiCLIP its three ranking losses),
-human-scored crops (regression), degraded pictures whose gradient must point back to the clean one and must not be
-climbed for nothing, and, when a cache is given, denoised predictions of a diffusion model at many noise levels. A
-full-reference model sees each of them beside its undistorted twin.
+human-scored crops (regression), degraded pictures whose gradient must point back to the clean one and whose score may
+not rise further than they come nearer to it, and, when a cache is given, denoised predictions of a diffusion model at
+many noise levels. A full-reference model sees each of them beside its undistorted twin.
 
 OUT holds the result as safetensors, run.json (settings and figures; `--config OUT/run.json` runs it again) and the last
 checkpoint. `--resume` goes on from it as if the run had never stopped: what a step draws depends on the seed, the step
-and the place in the batch alone, so neither does it matter how many processes share a batch.
+and the place in the batch alone, so neither does it matter how many processes share a batch. `--split ten` trains ten
+times, each on another split, and writes the mean and the spread.
 """
 
 from __future__ import annotations
 
 import copy
+import dataclasses
 import json
-import math
+import shutil
+from contextlib import ExitStack
 
 import torch
 from accelerate import Accelerator
-from accelerate.tracking import get_available_trackers
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from ..errors import atomic_write, make_folder, one_sentence
+from ..errors import FOR_PEOPLE, one_sentence
 from ..models.create import create_model
 from ..models.hub import save_model
-from . import calibrate, objectives, training_model
-from .batch_dataset import CENTRE, BatchDataset, TrainingData, draws, gather, numbers
-from .batches import RAW_UNIT, ladders
-from .checkpoints import State, read_checkpoint, write_checkpoint
-from .config import FinetuneConfig, jsonable, parse_config
+from ..models.raw_scale import RAW_UNIT
+from . import calibrate, loop, objectives, training_model
+from .batch_dataset import CENTRE, BatchDataset, TrainingData, draws, gather
+from .batches import ladders
+from .checkpoints import State, read_checkpoint, written
+from .config import FinetuneConfig, parse_config
+from .loop import Diverged, Task, gather_with_grad
+from .optimizer import CompensatedAdamW
+from .options import jsonable
+from .parts import Parts, uses_clean, uses_scores
+from .run_record import RECORD, listed, only_run, refuse_used, ten_splits, write_record
+from .run_settings import Started
+from .seen import write_seen
+
+START = Started()
 
 
 def start(config: FinetuneConfig, accelerator: Accelerator) -> State:
@@ -45,13 +56,11 @@ def start(config: FinetuneConfig, accelerator: Accelerator) -> State:
     average = copy.deepcopy(model).requires_grad_(False).to(accelerator.device) if config.ema else model
     if config.gradient_checkpointing:
         training_model.checkpoint_activations(model)
-    optimiser = torch.optim.AdamW(
+    optimiser = CompensatedAdamW(
         training_model.groups(model, config), config.lr, betas=(0.9, config.beta2), weight_decay=config.weight_decay
     )
     wrapped, optimiser = accelerator.prepare(model, optimiser)
-    state = State(wrapped, average, optimiser)
-    accelerator.register_for_checkpointing(state)
-    return state
+    return State(wrapped, average, optimiser)
 
 
 @torch.no_grad()
@@ -67,20 +76,11 @@ def centre(state: State, training_data: TrainingData, config: FinetuneConfig, ac
     state.average.load_state_dict(accelerator.unwrap_model(state.model).state_dict())
 
 
-def gather_with_grad(values: Tensor, accelerator: Accelerator) -> Tensor:
-    """Values (n, ...) of all processes (P n, ...), those of this one differentiable: losses of the whole batch."""
-    if accelerator.num_processes == 1:
-        return values
-    everything = accelerator.gather(values.detach().contiguous())
-    first = accelerator.process_index * len(values)
-    return torch.cat([everything[:first], values, everything[first + len(values) :]])
-
-
 def losses(
     model: nn.Module, batch: dict[str, Tensor], config: FinetuneConfig, accelerator: Accelerator
 ) -> dict[str, Tensor]:
     """Every objective that the batch has pictures for, weighted, over the batches of all processes."""
-    batch, found = {name: value.to(accelerator.device) for name, value in batch.items()}, {}
+    parts: dict[str, Tensor] = {}
 
     def whole(values: Tensor) -> Tensor:
         return gather_with_grad(values, accelerator)
@@ -89,13 +89,13 @@ def losses(
         severities = batch["severities"]
         levels = whole(model(batch["ladders"], batch["originals"]).float().view(severities.shape))
         severities = whole(severities)
-        found["ranking"] = config.ranking_weight * objectives.ladder_ranking(levels, severities)
-        found["severity"] = config.severity_weight * F.smooth_l1_loss(levels, -severities)
+        parts["ranking"] = config.ranking_weight * objectives.ladder_ranking(levels, severities)
+        parts["severity"] = config.severity_weight * F.smooth_l1_loss(levels, -severities)
     if "scored" in batch:
         scores, labels = whole(model(batch["scored"], batch.get("references")).float()), whole(batch["labels"])
         agreement = F.smooth_l1_loss(scores, labels) + objectives.correlation(scores, labels)
-        found["mos"] = config.mos_weight * agreement
-        found["squared"] = config.squared_weight * F.mse_loss(scores * RAW_UNIT / 100, labels * RAW_UNIT / 100)
+        parts["mos"] = config.mos_weight * agreement
+        parts["squared"] = config.squared_weight * F.mse_loss(scores * RAW_UNIT / 100, labels * RAW_UNIT / 100)
     if "twins" in batch:
         twins = batch["twins"]
         positive, negative = (
@@ -103,15 +103,15 @@ def losses(
         )
         margins = config.consistency_margin, config.rank_margin
         ranked = objectives.prompt_ranking(positive, negative, *margins, whole(batch["order"]))
-        found |= zip(("consistency", "positive", "negative"), (config.prompt_weight * x for x in ranked), strict=True)
+        parts |= zip(("consistency", "positive", "negative"), (config.prompt_weight * x for x in ranked), strict=True)
     if "worse" in batch:
         better = batch["better"]
         both = model(torch.cat([better, batch["worse"]]), torch.cat([better, better])).float().view(2, -1).T
         costs = torch.stack([torch.zeros_like(batch["cost"]), batch["cost"]], 1)
-        found["denoised"] = config.denoised_weight * objectives.ladder_ranking(whole(both), whole(costs))
+        parts["denoised"] = config.denoised_weight * objectives.ladder_ranking(whole(both), whole(costs))
     if "degraded" in batch:
-        found |= guidance_losses(model, batch, config, accelerator)
-    return found
+        parts |= guidance_losses(model, batch, config, accelerator)
+    return parts
 
 
 def guidance_losses(
@@ -131,148 +131,133 @@ def guidance_losses(
     }
 
 
-def learning_rate(config: FinetuneConfig, step: int) -> float:
-    """Linear warm-up, then a cosine down to a share of the highest rate."""
-    cosine = (1 + math.cos(math.pi * step / config.steps)) / 2
-    return config.lr * min(1.0, (step + 1) / config.warmup) * (config.last_lr + (1 - config.last_lr) * cosine)
-
-
-@torch.no_grad()
-def update_ema(average: nn.Module, model: nn.Module, step: int, highest: float) -> None:
-    """Move the averaged weights and statistics towards the model's, in place; faster in the first steps."""
-    decay = min(highest, (1 + step) / (10 + step))
-    for a, b in zip(average.state_dict().values(), model.state_dict().values(), strict=True):
-        a.lerp_(b, 1 - decay) if a.is_floating_point() else a.copy_(b)
-
-
 def train_step(
     state: State, batches: list[dict[str, Tensor]], config: FinetuneConfig, accelerator: Accelerator
 ) -> dict[str, float]:
-    """One optimiser step on its batches, in place; returns the weighted losses."""
-    for group in state.optimiser.param_groups:
-        group["lr"] = group["factor"] * learning_rate(config, state.step)
-    totals: dict[str, float] = {}
-    for batch in batches:
-        with accelerator.accumulate(state.model):
-            found = losses(state.model, batch, config, accelerator)
-            # each process differentiates its own share of the same loss, and the mean over processes is taken
-            accelerator.backward(sum(found.values()) * accelerator.num_processes)
-            if accelerator.sync_gradients:
-                accelerator.clip_grad_norm_(state.model.parameters(), config.clip)
-            state.optimiser.step()
-            state.optimiser.zero_grad(set_to_none=True)
-        for name, value in found.items():
-            totals[name] = totals.get(name, 0.0) + value.item() / len(batches)
-    if config.ema:
-        update_ema(state.average, accelerator.unwrap_model(state.model), state.step, config.ema)
-    state.step += 1
-    return totals
+    """One optimiser step on its batches, in place; returns the weighted losses. Raises as `loop.optimise`."""
+    return loop.optimise(
+        state, batches, config, accelerator, lambda model, batch: losses(model, batch, config, accelerator)
+    )
 
 
-def validate(state: State, training_data: TrainingData, config: FinetuneConfig) -> dict[str, float]:
-    """Write the result if it is the best so far; returns the agreement on the validation part, if there is one."""
-    figures: dict[str, float] = {}
-    if training_data.validation:
-        figures = calibrate.agreement(state.average.model, training_data.validation, config.validation_size)
-        if not figures["srcc"] > state.best:  # a constant score has the SRCC NaN
-            return figures
-        state.best, state.best_step = figures["srcc"], state.step
-    save_model(state.average.model, config.out / f"{config.model}.safetensors")
-    return figures
-
-
-def listed(figures: dict[str, float]) -> str:
-    """Figures on one line."""
-    return ", ".join(f"{name} {value:.3f}" for name, value in figures.items())
-
-
-def report(state: State, config: FinetuneConfig, processes: int) -> dict[str, float]:
+def report(state: State, config: FinetuneConfig, training_data: TrainingData, processes: int) -> dict[str, float]:
     """Calibrate and measure the best result, write it and OUT/run.json; returns the figures in it."""
-    path = config.out / f"{config.model}.safetensors"
-    model = create_model(config.model, weights=path, device=next(state.average.parameters()).device)
-    training_model.finish(model, config)
-    save_model(model, path)
-    figures = calibrate.measure(model, config)
+    parts = training_data.parts
+    model = create_model(config.model, weights=config.result, device=next(state.average.parameters()).device)
+    training_model.finish(model, config, parts)
+    save_model(model, config.result)
+    write_seen(config.result, [p.path for p in (*parts.learnt, *parts.clean)], training_data.seen)
+    figures = measure(model, config, parts) if config.measure else {}
     best = {"step": state.best_step, "srcc": state.best} if state.best_step else None
     record = {"config": jsonable(config), "step": state.step, "validation": best, "held_out": figures}
-    record |= {"processes": processes, "torch": torch.__version__}
-    atomic_write(config.out / "run.json", f"{json.dumps(record, indent=2)}\n".encode())
+    write_record(config.out / RECORD, **record, processes=processes)
     return figures
 
 
-def prepare(config: FinetuneConfig, resume: bool = False) -> tuple[Accelerator, TrainingData, State]:
-    """Everything that can go wrong before the first step.
+def measure(model: nn.Module, config: FinetuneConfig, parts: Parts) -> dict[str, float]:
+    """Figures of a model on the held-out pictures, see `calibrate.measure`; what there are none for is left out."""
+    scored = parts.held_out if uses_scores(config) else []
+    clean = parts.clean_held_out if uses_clean(config) else []
+    sizes = {"size": config.working_side, "crop": config.crop, "seed": config.seed}
+    return calibrate.measure(model, scored, clean, **sizes, full_reference=config.full_reference)
+
+
+def prepare(
+    config: FinetuneConfig, started: Started = START
+) -> tuple[FinetuneConfig, Accelerator, TrainingData, State]:
+    """Everything that can go wrong before the first step; the settings come back with the steps that epochs make.
 
     Raises:
         FileNotFoundError: data is missing, or with `resume` a checkpoint.
         OSError: OUT cannot be written.
-        ValueError: data, a setting, the tracker or, with `resume`, the checkpoint is not what it should be.
+        ValueError: data, a setting, the tracker or, with `resume`, the checkpoint is not what it should be, or OUT
+            holds the results of a former run.
         WeightsError: the file to start from cannot be used.
     """
-    if config.tracker and config.tracker not in [str(tracker) for tracker in get_available_trackers()]:
-        raise ValueError(f"the tracker {config.tracker} is not installed; pip install {config.tracker}.")
-    make_folder(config.out)
-    accelerator = Accelerator(
-        mixed_precision=config.mixed_precision,
-        gradient_accumulation_steps=config.accumulate,
-        log_with=config.tracker or None,
-        project_dir=config.out,
-    )
-    if config.tracker:
-        settings = {key: value for key, value in jsonable(config).items() if isinstance(value, str | int | float)}
-        options = {"wandb": {"dir": config.out}}  # it would write where the command was started
-        try:
-            accelerator.init_trackers("iqguide", settings, options)
-        except Exception as error:  # whatever its client raises, such as wandb's without a login
-            raise ValueError(f"the tracker {config.tracker} cannot start: {error}") from error
-    training_data, state = gather(config), start(config, accelerator)
-    if resume:
-        read_checkpoint(accelerator, config)
-    return accelerator, training_data, state
+    if not (started.resume or started.overwrite):
+        ways_out = "go on with --resume, replace them with --overwrite"
+        refuse_used(config.out, (config.result.name, RECORD, "checkpoint-" + 7 * "[0-9]"), ways_out)
+    accelerator = loop.start_accelerator(config)
+    training_data = gather(config)
+    count, batch = (len(training_data.parts.learnt), config.scored) if config.uses_mos else (
+        len(training_data.parts.clean), config.ladders)  # fmt: skip
+    config = dataclasses.replace(config, steps=loop.steps_of(config, count, batch, accelerator.num_processes))
+    state = start(config, accelerator)
+    if started.resume:
+        read_checkpoint(accelerator, config, state, training_data.parts.fingerprint())
+    if started.overwrite and accelerator.is_main_process:
+        for former in written(config.out):
+            shutil.rmtree(former)
+    return config, accelerator, training_data, state
 
 
-def train(config: FinetuneConfig, resume: bool = False) -> State:
-    """Run, or with `resume` go on with, a fine-tuning; returns the last state; raises as `prepare`."""
-    return run(config, *prepare(config, resume))
-
-
-def run(config: FinetuneConfig, accelerator: Accelerator, training_data: TrainingData, state: State) -> State:
-    """The loop."""
-    batches = BatchDataset(training_data, config, accelerator.process_index, accelerator.num_processes)
+def run(
+    config: FinetuneConfig, accelerator: Accelerator, training_data: TrainingData, state: State
+) -> dict[str, float]:
+    """The loop, and what comes after it; returns the figures of the result."""
+    dataset = BatchDataset(training_data, config, accelerator.process_index, accelerator.num_processes)
     if state.step == 0 and config.model == "tiny" and training_data.crops is not None:
         centre(state, training_data, config, accelerator)
-    loader = iter(DataLoader(batches, None, sampler=list(numbers(config, state.step)), num_workers=config.workers))
-    main_process, running = accelerator.is_main_process, {}
-    progress = tqdm(total=config.steps, initial=state.step, desc=config.model, disable=not main_process)
-    while state.step < config.steps:
-        found = train_step(state, [next(loader) for _ in range(config.accumulate)], config, accelerator)
-        for key, value in found.items():
-            running[key] = 0.98 * running.get(key, value) + 0.02 * value
-        progress.update()
-        if state.step % 20 == 0:
-            progress.set_postfix({key: f"{value:.3f}" for key, value in running.items()})
-            accelerator.log(found | {"lr": learning_rate(config, state.step - 1)}, state.step)  # that of this step
-        if state.step == config.steps or state.step % config.checkpoint_every == 0:
-            figures = validate(state, training_data, config) if main_process else {}
-            accelerator.log({f"validation_{key}": value for key, value in figures.items()}, state.step)
-            write_checkpoint(accelerator, config, state.step)
-            if main_process:
-                progress.write(f"step {state.step}: {listed(figures or found)}")
-    progress.close()
-    if main_process:
-        tqdm.write(f"held out: {listed(report(state, config, accelerator.num_processes))}")
+    validation = training_data.parts.validation
+
+    def validate(model: nn.Module) -> dict[str, float]:
+        return calibrate.agreement(model.model, validation, config.working_side) if validation else {}
+
+    task = Task(
+        name=config.model,
+        batches=dataset,
+        pictures=training_data.parts.fingerprint(),
+        step=lambda state, batches: train_step(state, batches, config, accelerator),
+        validate=validate,
+        save=lambda model: save_model(model.model, config.result),
+    )
+    loop.run(config, accelerator, state, task)
+    figures: dict[str, float] = {}
+    if accelerator.is_main_process:
+        figures = report(state, config, training_data, accelerator.num_processes)
+        tqdm.write(f"held out: {listed(figures) or 'not measured'}")
     accelerator.wait_for_everyone()
     accelerator.end_training()
-    return state
+    return figures
+
+
+def train(config: FinetuneConfig, started: Started = START) -> State:
+    """Run, or go on with, a fine-tuning; returns the last state; raises as `prepare` and `loop.run`."""
+    with only_run(config.out):
+        prepared = prepare(config, started)
+        run(*prepared)
+    return prepared[-1]
+
+
+def train_ten(config: FinetuneConfig, started: Started = START) -> dict[str, dict[str, float]]:
+    """A run on each of ten seeded splits, in OUT/split-N; OUT/run.json gets mean and standard deviation.
+
+    With `resume` finished splits are kept and the first unfinished one goes on.
+    """
+
+    def one(number: int) -> dict[str, float]:
+        part = dataclasses.replace(config, split=str(number), out=config.out / f"split-{number}")
+        if started.resume and (part.out / RECORD).is_file():
+            return json.loads((part.out / RECORD).read_text("utf-8"))["held_out"]
+        with only_run(part.out):
+            return run(*prepare(part, Started(started.resume and bool(written(part.out)), started.overwrite)))
+
+    return ten_splits(one, config.out / RECORD, jsonable(config), started)
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Train with the settings on the command line; what is wrong with data or settings is said in one sentence."""
-    config, resume = parse_config(arguments)
-    with one_sentence():
-        prepared = prepare(config, resume)
-    with one_sentence((OSError,)):  # a full disk; the traceback of anything else is wanted
-        run(config, *prepared)
+    config, started = parse_config(arguments)
+    if config.split == "ten":
+        with one_sentence((*FOR_PEOPLE, Diverged)):
+            train_ten(config, started)
+        return
+    with ExitStack() as stack:
+        with one_sentence():
+            stack.enter_context(only_run(config.out))
+            prepared = prepare(config, started)
+        with one_sentence((OSError, Diverged)):  # a full disk; the traceback of anything else is wanted
+            run(*prepared)
 
 
 if __name__ == "__main__":

@@ -10,11 +10,11 @@ comes after the mask, so it may as well follow the pooling; it is learnt with th
 
 from __future__ import annotations
 
-import argparse
+import copy
 import dataclasses
-import json
 import math
 from pathlib import Path
+from typing import Annotated, ClassVar
 
 import numpy as np
 import torch
@@ -23,32 +23,64 @@ from torch import Tensor
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from ..errors import atomic_write, make_folder, one_sentence
+from ..errors import FOR_PEOPLE, make_folder, one_sentence
 from ..images import MIN_SIDE
 from ..models.bpclip import BPCLIP
 from ..models.create import create_model
 from ..models.hub import save_model
-from . import batches, distortions, objectives
-from .batch_dataset import checked_parts, read_predictions
-from .batches import Crops, raw_units
+from ..models.raw_scale import raw_units
+from . import batches, distortions, fitting, objectives
+from .batch_dataset import read_predictions
+from .batches import Crops
 from .calibrate import held_out_crops, measure
 from .config import FinetuneConfig
 from .data import Photograph
-from .distill import learning_rate
 from .fit_tiny_head import RESTORED
-from .options import SEEDS, Parser
+from .loop import Diverged
+from .options import SEEDS, check_ranges, jsonable, parse_settings
+from .parts import Parts, checked_parts
+from .run_record import RECORD, listed, only_run, refuse_used, write_record
+from .run_settings import WORKING_SIDE
+from .schedule import update_ema
+from .seen import read_seen, write_seen
 
 DECAY = 0.995
 """Of the running average of the weights, which is the result."""
 
 
-RANGES: dict[str, tuple[float, float]] = {
-    **dict.fromkeys(("steps", "ladders", "scored", "small", "large"), (1, math.inf)),
-    **dict.fromkeys(("lr", "weight_decay", "slope"), (0, math.inf)),
-    **dict.fromkeys(("crop", "large_crop", "scored_crop"), (MIN_SIDE, math.inf)),
-    "seed": SEEDS,
-}
-"""Lowest and highest value of a flag."""
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FitSettings:
+    """One fit of what is above the backbone."""
+
+    RANGES: ClassVar = {
+        **dict.fromkeys(("steps", "ladders", "scored", "small", "large"), (1, math.inf)),
+        **dict.fromkeys(("lr", "weight_decay", "slope"), (0, math.inf)),
+        **dict.fromkeys(("crop", "large_crop", "scored_crop"), (MIN_SIDE, math.inf)),
+        "seed": SEEDS,
+    }
+    """Lowest and highest value of a setting."""
+    FORMER_NAMES: ClassVar = {"scored": "opinions", "scored_crop": "opinion_crop"}
+
+    data: Annotated[Path, "folder with pristine/ and live-challenge/"]
+    init: Annotated[Path, "bpclip-mini.safetensors whose backbone can see"]
+    out: Annotated[Path, "folder for bpclip-mini.safetensors and run.json"]
+    denoised: Annotated[Path | None, "cache made by recipes/demo_generator/denoised.py"] = None
+    steps: Annotated[int, "optimiser steps"] = 1000
+    ladders: Annotated[int, "ladders of small crops a step"] = 24
+    scored: Annotated[int, "human-scored crops a step"] = 16
+    lr: Annotated[float, "highest learning rate; 1.5e-3 diverges"] = 4e-4
+    weight_decay: Annotated[float, "of AdamW"] = 0.05
+    slope: Annotated[float, "ranking margin per unit of severity"] = 1.0
+    crop: Annotated[int, "side of the ladder crops, px"] = 128
+    large_crop: Annotated[int, "side of the large ladder crops, px"] = 256
+    small: Annotated[int, "photographs with a small crop"] = 110
+    large: Annotated[int, "photographs with a large crop"] = 8
+    scored_crop: Annotated[int, "side of the scored crops, px"] = 288
+    seed: Annotated[int, "of everything random"] = 0
+    overwrite: Annotated[bool, "replace the result of a former run in --out"] = False
+
+    def __post_init__(self) -> None:
+        check_ranges(self, self.RANGES)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,7 +114,7 @@ class Known:
 @torch.no_grad()
 def gated(model: BPCLIP, images: Tensor, batch: int = 24) -> Tensor:
     """Gated and pooled maps of all levels side by side: images (N, 3, H, W) in [0, 1] -> (N, C, h, w) float16."""
-    device, found = model.margin_mean.device, []
+    device, parts = model.margin_mean.device, []
     for part in images.split(batch):
         with torch.autocast(device.type, torch.bfloat16):
             maps = model.maps(part.to(device).contiguous(memory_format=torch.channels_last))
@@ -90,8 +122,8 @@ def gated(model: BPCLIP, images: Tensor, batch: int = 24) -> Tensor:
             planes = [
                 F.adaptive_avg_pool2d(p.mask(x).sigmoid() * x, size) for p, x in zip(model.pools, maps, strict=True)
             ]
-        found.append(torch.cat(planes, 1).half().cpu().contiguous())
-    return torch.cat(found)
+        parts.append(torch.cat(planes, 1).half().cpu().contiguous())
+    return torch.cat(parts)
 
 
 def vectors(model: BPCLIP, maps: Tensor) -> Tensor:
@@ -102,20 +134,20 @@ def vectors(model: BPCLIP, maps: Tensor) -> Tensor:
 
 def ladder_maps(model: BPCLIP, crops: Tensor, generator: torch.Generator) -> Ladders:
     """Ladders of every kind of crops (N, 3, s, s) in [0, 1]."""
-    levels, found, severities = torch.arange(5.0), [], []
+    levels, maps, severities = torch.arange(5.0), [], []
     for kind in tqdm(batches.LADDER_KINDS, desc=f"ladders, {crops.shape[-1]} px"):
         for clean in crops.split(24):
             stack = [distortions.distort(clean, kind, level.expand(len(clean)), generator) for level in levels]
             stack = [clean, *stack, torch.lerp(stack[3], clean, RESTORED)]
-            found.append(torch.stack([gated(model, level) for level in stack], 1))
+            maps.append(torch.stack([gated(model, level) for level in stack], 1))
         cost = batches.severity(kind, levels)
         row = torch.cat([torch.zeros(1), cost, cost[3:4] * (1 - RESTORED)])
         severities.append(row.expand(len(crops), -1))
-    return Ladders(torch.cat(found), torch.cat(severities))
+    return Ladders(torch.cat(maps), torch.cat(severities))
 
 
 def gather_ladders(
-    model: BPCLIP, clean: list[Photograph], args: argparse.Namespace, rng: np.random.Generator
+    model: BPCLIP, clean: list[Photograph], args: FitSettings, rng: np.random.Generator
 ) -> list[Ladders]:
     """Ladders of small and of large crops of clean photographs."""
     generator = torch.Generator().manual_seed(args.seed)
@@ -128,15 +160,15 @@ def gather_ladders(
 
 def gather_scored(model: BPCLIP, scored: list[Photograph], size: int, rng: np.random.Generator) -> Tensor:
     """Pooled maps of crops of human-scored pictures: (N * EACH, C, h, w), those of one picture side by side."""
-    views = batches.scored_crops(scored, None, size, rng)
-    return torch.cat([gated(model, part.float() / 255) for part in tqdm(views.images.split(24), desc="scored")])
+    crops, _ = batches.scored_crops(scored, size, rng)
+    return torch.cat([gated(model, part.float() / 255) for part in tqdm(crops.split(24), desc="scored")])
 
 
-def gather(model: BPCLIP, args: argparse.Namespace) -> Known:
+def gather(model: BPCLIP, args: FitSettings, parts: Parts) -> Known:
     """Pool the maps of everything that is learnt from."""
     rng = np.random.default_rng(args.seed)
     cache = read_predictions(args.denoised) if args.denoised else None
-    clean, scored, _ = checked_parts(FinetuneConfig(data=args.data))
+    clean, scored = parts.clean, parts.learnt
     ladders = gather_ladders(model, clean, args, rng)
     if cache:
         pairs = [gated(model, cache[key].float() / 255) for key in ("clean", "degraded")]
@@ -163,7 +195,7 @@ def standardise(model: BPCLIP, maps: Tensor) -> None:
     first.bias.copy_(-first.weight @ mean)
 
 
-def losses(model: BPCLIP, known: Known, args: argparse.Namespace, generator: torch.Generator) -> dict[str, Tensor]:
+def losses(model: BPCLIP, known: Known, args: FitSettings, generator: torch.Generator) -> dict[str, Tensor]:
     """Ranking of ladders, how severe each level is, and people's scores, on one fresh batch."""
     device = model.margin_mean.device
 
@@ -188,7 +220,7 @@ def losses(model: BPCLIP, known: Known, args: argparse.Namespace, generator: tor
     return {"ranking": sum(ranking) / len(ranking), "severity": 0.1 * sum(severity), "mos": mos}
 
 
-def fit(model: BPCLIP, known: Known, args: argparse.Namespace) -> None:
+def fit(model: BPCLIP, known: Known, args: FitSettings) -> None:
     """Train everything above the masks, in place; what remains is the running average."""
     if model.margin_mean.device.type == "cpu":
         model.set_attention("math")  # torch's fused attention is three times slower backwards, in bfloat16 on a CPU
@@ -199,67 +231,49 @@ def fit(model: BPCLIP, known: Known, args: argparse.Namespace) -> None:
     learning = [p for name, p in model.named_parameters() if not name.startswith("backbone.") and ".mask." not in name]
     for parameter in learning:
         parameter.requires_grad_(True)
-    average = [p.detach().clone() for p in learning]
-    optimiser = torch.optim.AdamW(learning, args.lr, betas=(0.9, 0.99), weight_decay=args.weight_decay)
-    progress, running = tqdm(range(args.steps), desc="bpclip-mini", mininterval=5), {}
-    for step in progress:
-        for group in optimiser.param_groups:
-            group["lr"] = learning_rate(args.lr, step, args.steps)
-        found = losses(model, known, args, generator)
-        optimiser.zero_grad(set_to_none=True)
-        sum(found.values()).backward()
-        torch.nn.utils.clip_grad_norm_(learning, 2.0)
-        optimiser.step()
-        for mean, parameter in zip(average, learning, strict=True):
-            mean.lerp_(parameter.detach(), 1 - min(DECAY, (1 + step) / (10 + step)))
-        running = {key: 0.95 * running.get(key, value.item()) + 0.05 * value.item() for key, value in found.items()}
-        progress.set_postfix({key: f"{value:.3f}" for key, value in running.items()}, refresh=False)
-    for mean, parameter in zip(average, learning, strict=True):
-        parameter.data.copy_(mean)
+    average = copy.deepcopy(model).requires_grad_(False)
+    fitting.fit(
+        learning,
+        lambda: losses(model, known, args, generator),
+        steps=args.steps,
+        lr=args.lr,
+        weight_decay=args.weight_decay,
+        clip=2.0,
+        name="bpclip-mini",
+        after=lambda step: update_ema(average, model, step, DECAY),
+    )
+    model.load_state_dict(average.state_dict())
     model.requires_grad_(False)
 
 
-def parse(arguments: list[str] | None = None) -> argparse.Namespace:
+def parse(arguments: list[str] | None = None) -> FitSettings:
     """The settings on the command line."""
-    parser = Parser(prog="accelerate launch -m iqguide.training.fit_bpclip")
-    parser.add_argument("--data", type=Path, required=True, help="folder with pristine/ and live-challenge/")
-    parser.add_argument("--init", type=Path, required=True, help="bpclip-mini.safetensors whose backbone can see")
-    parser.add_argument("--out", type=Path, required=True, help="folder for bpclip-mini.safetensors and run.json")
-    parser.add_argument("--denoised", type=Path, help="cache made by recipes/demo_generator/denoised.py")
-    parser.add_argument("--steps", type=int, default=1000, help="optimiser steps (%(default)s)")
-    parser.add_argument("--ladders", type=int, default=24, help="ladders of small crops a step (%(default)s)")
-    parser.add_argument("--scored", type=int, default=16, help="human-scored crops a step (%(default)s)")
-    parser.add_argument("--lr", type=float, default=4e-4, help="highest learning rate; 1.5e-3 diverges (%(default)s)")
-    parser.add_argument("--weight-decay", type=float, default=0.05, help="of AdamW (%(default)s)")
-    parser.add_argument("--slope", type=float, default=1.0, help="ranking margin per unit of severity (%(default)s)")
-    parser.add_argument("--crop", type=int, default=128, help="side of the ladder crops, px (%(default)s)")
-    parser.add_argument("--large-crop", type=int, default=256, help="side of the large ladder crops, px (%(default)s)")
-    parser.add_argument("--small", type=int, default=110, help="photographs with a small crop (%(default)s)")
-    parser.add_argument("--large", type=int, default=8, help="photographs with a large crop (%(default)s)")
-    parser.add_argument("--scored-crop", type=int, default=288, help="side of the scored crops, px (%(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="of everything random (%(default)s)")
-    return parser.parse_within(RANGES, arguments)
+    return parse_settings(FitSettings, "fit_bpclip", arguments)
 
 
-def train(args: argparse.Namespace) -> None:
-    """Fit with the settings of the flags; writes OUT/bpclip-mini.safetensors, calibrated, and OUT/run.json."""
+def train(args: FitSettings) -> None:
+    """Fit with the settings; writes OUT/bpclip-mini.safetensors, calibrated, and OUT/run.json."""
+    path = make_folder(args.out) / "bpclip-mini.safetensors"
+    if not args.overwrite:
+        refuse_used(args.out, (path.name, RECORD), "replace it with --overwrite")
     torch.manual_seed(args.seed)
-    make_folder(args.out)
     model = create_model("bpclip-mini", weights=args.init, device=Accelerator().device)
-    fit(model, gather(model, args), args)
-    config = FinetuneConfig(data=args.data, out=args.out, crop=args.crop, seed=args.seed)
-    model.calibrate_margin(held_out_crops(config).to(model.margin_mean.device).split(32))
-    save_model(model, args.out / "bpclip-mini.safetensors")
-    settings = {key: str(value) if isinstance(value, Path) else value for key, value in vars(args).items()}
-    record = {"settings": settings, "held_out": measure(model, config), "torch": torch.__version__}
-    atomic_write(args.out / "run.json", f"{json.dumps(record, indent=2)}\n".encode())
-    tqdm.write(", ".join(f"{key} {value:.3f}" for key, value in record["held_out"].items()))
+    parts = checked_parts(FinetuneConfig(data=args.data))
+    fit(model, gather(model, args, parts), args)
+    crops = held_out_crops(parts.clean_held_out, args.crop, args.seed)
+    model.calibrate_margin(crops.to(model.margin_mean.device).split(32))
+    save_model(model, path)
+    write_seen(path, [p.path for p in (*parts.learnt, *parts.clean)], read_seen("bpclip-mini", args.init))
+    sizes = {"size": WORKING_SIDE, "crop": args.crop, "seed": args.seed}
+    figures = measure(model, parts.held_out, parts.clean_held_out, **sizes)
+    write_record(args.out / RECORD, settings=jsonable(args), held_out=figures)
+    tqdm.write(listed(figures))
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Fit as the command line says."""
     args = parse(arguments)
-    with one_sentence():
+    with one_sentence((*FOR_PEOPLE, Diverged)), only_run(args.out):
         train(args)
 
 

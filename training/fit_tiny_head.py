@@ -13,11 +13,10 @@ thousands of crops. In a fit nothing is random but dropout and the order.
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
-import json
 import math
 from pathlib import Path
+from typing import Annotated, ClassVar
 
 import numpy as np
 import torch
@@ -26,20 +25,26 @@ from torch import Tensor
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from ..errors import atomic_write, make_folder, one_sentence
+from ..errors import FOR_PEOPLE, make_folder, one_sentence
 from ..images import MIN_SIDE
 from ..models.bpclip import BPCLIP
 from ..models.create import create_model
 from ..models.hub import save_model
+from ..models.raw_scale import raw_units
 from ..models.tiny import Tiny
-from . import batches, distortions, objectives
-from .batch_dataset import checked_parts, read_predictions
+from . import batches, distortions, fitting, objectives
+from .batch_dataset import read_predictions
 from .batches import Crops
-from .calibrate import calibrate, measure
+from .calibrate import fit_score, held_out_crops, measure
 from .config import FinetuneConfig
-from .data import Photograph, good_photographs, random_crop, read, to_tensor
-from .distill import learning_rate
-from .options import SEEDS, Parser
+from .crops import random_crop, read, to_tensor
+from .data import Photograph, good_photographs
+from .loop import Diverged
+from .options import SEEDS, check_ranges, jsonable, parse_settings
+from .parts import Parts, checked_parts
+from .run_record import RECORD, listed, only_run, refuse_used, write_record
+from .run_settings import WORKING_SIDE
+from .seen import read_seen, write_seen
 
 RESTORED = 0.02
 """How much of the way back to the clean crop the last level goes: so little that it tells the slope."""
@@ -47,15 +52,50 @@ RESTORED_FROM = 4
 """From which level it goes; level 0 is the clean crop."""
 
 
-WEIGHTS = ("mos_weight", "step_weight", "back_weight", "prediction_weight", "second_weight")
-RANGES: dict[str, tuple[float, float]] = {
-    **dict.fromkeys(("steps", "batch", "each", "large", "each_second"), (1, math.inf)),
-    **dict.fromkeys(("lr", "slope", "each_good", *WEIGHTS), (0, math.inf)),
-    **dict.fromkeys(("crop", "large_crop", "second_crop"), (MIN_SIDE, math.inf)),
-    "dropout": (0, 0.99),
-    "seed": SEEDS,
-}
-"""Lowest and highest value of a flag."""
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class HeadSettings:
+    """One fit of the head."""
+
+    RANGES: ClassVar = {
+        **dict.fromkeys(("steps", "batch", "each", "large", "each_second"), (1, math.inf)),
+        **dict.fromkeys(("lr", "slope", "each_good", "mos_weight", "step_weight", "back_weight"), (0, math.inf)),
+        **dict.fromkeys(("prediction_weight", "second_weight"), (0, math.inf)),
+        **dict.fromkeys(("crop", "large_crop", "second_crop"), (MIN_SIDE, math.inf)),
+        "dropout": (0, 0.99),
+        "seed": SEEDS,
+    }
+    """Lowest and highest value of a setting."""
+    FORMER_NAMES: ClassVar = {"mos_weight": "opinion_weight"}
+
+    data: Annotated[Path, "folder with pristine/ and live-challenge/"]
+    init: Annotated[Path, "safetensors file whose head is to be fitted anew"]
+    out: Annotated[Path, "folder for tiny.safetensors and run.json"]
+    denoised: Annotated[Path | None, "cache made by recipes/demo_generator/denoised.py"] = None
+    second_opinion: Annotated[
+        Path | None, "file of a bpclip-mini from the same part of the data, for a second score"
+    ] = None
+    steps: Annotated[int, "optimiser steps"] = 1500
+    batch: Annotated[int, "ladders a step"] = 256
+    lr: Annotated[float, "highest learning rate"] = 1e-3
+    dropout: Annotated[float, "of the hidden layer"] = 0.3
+    slope: Annotated[float, "ranking margin per unit of severity"] = 1.0
+    mos_weight: Annotated[float, "of people's scores"] = 1.0
+    step_weight: Annotated[float, "of the order of neighbours"] = 1.0
+    back_weight: Annotated[float, "of the way back to the clean"] = 0.3
+    prediction_weight: Annotated[float, "of denoised predictions"] = 0.3
+    second_weight: Annotated[float, "of the second score"] = 0.6
+    crop: Annotated[int, "side of the ladder crops, px"] = 128
+    each: Annotated[int, "crops per photograph"] = 4
+    each_good: Annotated[int, "crops per good scored one; 0 for none"] = 1
+    large_crop: Annotated[int, "side of the large ladder crops, px"] = 384
+    large: Annotated[int, "photographs with a large crop"] = 40
+    second_crop: Annotated[int, "side of the second's crops, px"] = 224
+    each_second: Annotated[int, "these crops per photograph"] = 5
+    seed: Annotated[int, "of everything random"] = 0
+    overwrite: Annotated[bool, "replace the result of a former run in --out"] = False
+
+    def __post_init__(self) -> None:
+        check_ranges(self, self.RANGES)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,7 +132,7 @@ def ladder_statistics(
     model: Tiny, crops: Tensor, kinds: tuple[str, ...], generator: torch.Generator
 ) -> tuple[Tensor, Tensor]:
     """Statistics and severities of ladders of every kind of crops (N, 3, s, s); see `Statistics`."""
-    levels, found, severities = torch.arange(5.0), [], []
+    levels, statistics, severities = torch.arange(5.0), [], []
     for kind in tqdm(kinds, desc=f"ladders, {crops.shape[-1]} px"):
         for clean in crops.split(32):
             stack = [
@@ -100,10 +140,10 @@ def ladder_statistics(
                 *(distortions.distort(clean, kind, level.expand(len(clean)), generator) for level in levels),
             ]
             stack.append(torch.lerp(stack[RESTORED_FROM], clean, RESTORED))
-            found.append(torch.stack([pooled(model, level) for level in stack], 1))
+            statistics.append(torch.stack([pooled(model, level) for level in stack], 1))
         row = torch.cat([torch.zeros(1), batches.severity(kind, levels)])
         severities.append(row.expand(len(crops), -1))
-    return torch.cat(found), torch.cat(severities)
+    return torch.cat(statistics), torch.cat(severities)
 
 
 def whole_pictures(model: Tiny, photographs: list[Photograph]) -> Tensor:
@@ -114,12 +154,12 @@ def whole_pictures(model: Tiny, photographs: list[Photograph]) -> Tensor:
     return torch.cat(rows)
 
 
-def prediction_statistics(model: Tiny, found: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+def prediction_statistics(model: Tiny, cache: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
     """Statistics and severities of a cache of denoised predictions; see `Statistics`."""
     pairs = [
-        pooled(model, found[key].float() / 255) for key in tqdm(("clean", "degraded"), desc="denoised predictions")
+        pooled(model, cache[key].float() / 255) for key in tqdm(("clean", "degraded"), desc="denoised predictions")
     ]
-    return torch.stack(pairs, 1), torch.stack([torch.zeros_like(found["severity"]), found["severity"]], 1)
+    return torch.stack(pairs, 1), torch.stack([torch.zeros_like(cache["severity"]), cache["severity"]], 1)
 
 
 def reduced_crops(photographs: list[Photograph], size: int, each: int, rng: np.random.Generator) -> Tensor:
@@ -133,7 +173,7 @@ def reduced_crops(photographs: list[Photograph], size: int, each: int, rng: np.r
 
 
 def gather_ladders(
-    model: Tiny, clean: list[Photograph], good: list[Photograph], args: argparse.Namespace
+    model: Tiny, clean: list[Photograph], good: list[Photograph], args: HeadSettings
 ) -> tuple[Tensor, Tensor]:
     """Statistics and severities of ladders; see `Statistics`.
 
@@ -141,7 +181,7 @@ def gather_ladders(
         model: its convolutions are used.
         clean: photographs, of which small and large crops are taken.
         good: photographs that are clean when they are reduced.
-        args: settings on the command line.
+        args: settings.
     """
     rng, generator = np.random.default_rng(args.seed), torch.Generator().manual_seed(args.seed)
     few = [clean[n] for n in rng.permutation(len(clean))[: args.large]]
@@ -154,7 +194,7 @@ def gather_ladders(
 
 @torch.no_grad()
 def second_scores(
-    model: Tiny, other: BPCLIP, photographs: list[Photograph], args: argparse.Namespace
+    model: Tiny, other: BPCLIP, photographs: list[Photograph], args: HeadSettings
 ) -> tuple[Tensor, Tensor]:
     """Statistics (K, D) of crops of photographs, and the scores (K,) that another model gives them."""
     rng, device = np.random.default_rng(args.seed), model.margin_mean.device
@@ -168,14 +208,14 @@ def second_scores(
     return torch.cat(statistics), torch.cat(scores)
 
 
-def gather(model: Tiny, args: argparse.Namespace) -> Statistics:
+def gather(model: Tiny, args: HeadSettings, parts: Parts) -> Statistics:
     """Everything the head learns from, from the training part of the data."""
     cache = read_predictions(args.denoised) if args.denoised else None
     device = model.margin_mean.device
     other = create_model("bpclip-mini", weights=args.second_opinion, device=device) if args.second_opinion else None
-    clean, scored, _ = checked_parts(FinetuneConfig(data=args.data))
+    clean, scored = parts.clean, parts.learnt
     ladders, severities = gather_ladders(model, clean, good_photographs(scored), args)
-    labels = torch.tensor([batches.raw_units(p.mos) for p in scored], dtype=torch.float32)
+    labels = torch.tensor([raw_units(p.mos) for p in scored], dtype=torch.float32)
     predictions, costs = prediction_statistics(model, cache) if cache else (ladders[:0, :2], labels[:0])
     second = second_scores(model, other, [*scored, *clean], args) if other else (ladders[:0, 0], labels[:0])
     return Statistics(ladders, severities, whole_pictures(model, scored), labels, predictions, costs, *second)
@@ -207,7 +247,7 @@ def agreement(guesses: Tensor, labels: Tensor) -> Tensor:
     return F.smooth_l1_loss(guesses, labels) + objectives.correlation(guesses, labels)
 
 
-def fit(model: Tiny, known: Statistics, args: argparse.Namespace, device: torch.device) -> None:
+def fit(model: Tiny, known: Statistics, args: HeadSettings, device: torch.device) -> None:
     """Fit a fresh head in place; the rest of the model stays."""
     known = Statistics(*(value.to(device) for value in vars(known).values()))
     typical = torch.cat([known.ladders.flatten(0, 1), known.scored, known.predictions.flatten(0, 1)])
@@ -227,97 +267,73 @@ def fit(model: Tiny, known: Statistics, args: argparse.Namespace, device: torch.
         (x - model.pooled_mean) / model.pooled_std
         for x in (known.ladders, known.scored, known.predictions, known.crops)
     )
-    optimiser = torch.optim.AdamW(model.head.parameters(), args.lr, weight_decay=0.1)
     generator = torch.Generator().manual_seed(args.seed)
-    progress = tqdm(range(args.steps), desc="head")
-    for step in progress:
-        for group in optimiser.param_groups:
-            group["lr"] = learning_rate(args.lr, step, args.steps)
+
+    def losses() -> dict[str, Tensor]:
         rows = torch.randint(len(ladders), (args.batch,), generator=generator)
         picks = torch.randint(len(scored), (128,), generator=generator)
         scores, severities = head(ladders[rows]), known.severities[rows]
         guesses, labels = head(scored[picks][:, None]).squeeze(1), known.labels[picks]
-        ladder_scores = scores[:, :-1]
-        ranking = objectives.ladder_ranking(ladder_scores, severities, args.slope) + 0.1 * F.smooth_l1_loss(
-            ladder_scores, -severities
-        )
-        mos = agreement(guesses, labels)
-        steps = next_level(ladder_scores)
-        back = way_back(scores, severities)
-        loss = ranking + args.mos_weight * mos + args.back_weight * back + args.step_weight * steps
+        levels = scores[:, :-1]
+        parts = {
+            "ranking": objectives.ladder_ranking(levels, severities, args.slope),
+            "severity": 0.1 * F.smooth_l1_loss(levels, -severities),
+            "mos": args.mos_weight * agreement(guesses, labels),
+            "back": args.back_weight * way_back(scores, severities),
+            "steps": args.step_weight * next_level(levels),
+        }
         if len(predictions):
             rows = torch.randint(len(predictions), (args.batch,), generator=generator)
             order = objectives.ladder_ranking(head(predictions[rows]), known.costs[rows])
-            loss = loss + args.prediction_weight * order
+            parts["predictions"] = args.prediction_weight * order
         if len(crops):
             rows = torch.randint(len(crops), (args.batch,), generator=generator)
             second = agreement(head(crops[rows][:, None]).squeeze(1), known.second_scores[rows])
-            loss = loss + args.second_weight * second
-        optimiser.zero_grad(set_to_none=True)
-        loss.backward()
-        optimiser.step()
-        if step % 50 == 49:
-            progress.set_postfix(ranking=f"{ranking.item():.3f}", back=f"{back.item():.3f}", mos=f"{mos.item():.3f}")
+            parts["second"] = args.second_weight * second
+        return parts
+
+    fitting.fit(
+        model.head.parameters(), losses, steps=args.steps, lr=args.lr, weight_decay=0.1, betas=(0.9, 0.999), name="head"
+    )
     model.eval().requires_grad_(False)
 
 
-def parse(arguments: list[str] | None = None) -> argparse.Namespace:
+def parse(arguments: list[str] | None = None) -> HeadSettings:
     """The settings on the command line."""
-    parser = Parser(prog="accelerate launch -m iqguide.training.fit_tiny_head")
-    parser.add_argument("--data", type=Path, required=True, help="folder with pristine/ and live-challenge/")
-    parser.add_argument("--init", type=Path, required=True, help="safetensors file whose head is to be fitted anew")
-    parser.add_argument("--out", type=Path, required=True, help="folder for tiny.safetensors and run.json")
-    parser.add_argument("--denoised", type=Path, help="cache made by recipes/demo_generator/denoised.py")
-    parser.add_argument(
-        "--second-opinion", type=Path, help="file of a bpclip-mini from the same part of the data, for a second score"
-    )
-    parser.add_argument("--steps", type=int, default=1500, help="optimiser steps (%(default)s)")
-    parser.add_argument("--batch", type=int, default=256, help="ladders a step (%(default)s)")
-    parser.add_argument("--lr", type=float, default=1e-3, help="highest learning rate (%(default)s)")
-    parser.add_argument("--dropout", type=float, default=0.3, help="of the hidden layer (%(default)s)")
-    parser.add_argument("--slope", type=float, default=1.0, help="ranking margin per unit of severity (%(default)s)")
-    parser.add_argument("--mos-weight", type=float, default=1.0, help="of people's scores (%(default)s)")
-    parser.add_argument("--step-weight", type=float, default=1.0, help="of the order of neighbours (%(default)s)")
-    parser.add_argument("--back-weight", type=float, default=0.3, help="of the way back to the clean (%(default)s)")
-    parser.add_argument("--prediction-weight", type=float, default=0.3, help="of denoised predictions (%(default)s)")
-    parser.add_argument("--second-weight", type=float, default=0.6, help="of the second score (%(default)s)")
-    parser.add_argument("--crop", type=int, default=128, help="side of the ladder crops, px (%(default)s)")
-    parser.add_argument("--each", type=int, default=4, help="crops per photograph (%(default)s)")
-    parser.add_argument("--each-good", type=int, default=1, help="crops per good scored one; 0 for none (%(default)s)")
-    parser.add_argument("--large-crop", type=int, default=384, help="side of the large ladder crops, px (%(default)s)")
-    parser.add_argument("--large", type=int, default=40, help="photographs with a large crop (%(default)s)")
-    parser.add_argument("--second-crop", type=int, default=224, help="side of the second's crops, px (%(default)s)")
-    parser.add_argument("--each-second", type=int, default=5, help="these crops per photograph (%(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="of everything random (%(default)s)")
-    return parser.parse_within(RANGES, arguments)
+    return parse_settings(HeadSettings, "fit_tiny_head", arguments)
 
 
-def fit_tiny_head(args: argparse.Namespace) -> None:
-    """Refit with the settings of the flags; writes OUT/tiny.safetensors, calibrated, and OUT/run.json."""
-    torch.manual_seed(args.seed)
+def fit_tiny_head(args: HeadSettings) -> None:
+    """Fit with the settings; writes OUT/tiny.safetensors, calibrated, and OUT/run.json."""
     make_folder(args.out)
+    if not args.overwrite:
+        refuse_used(args.out, ("tiny.safetensors", RECORD), "replace it with --overwrite")
+    torch.manual_seed(args.seed)
     device = Accelerator().device
     model = Tiny().eval().requires_grad_(False).to(device, memory_format=torch.channels_last)
     model.load_state_dict(create_model("tiny", weights=args.init).state_dict())
-    known = gather(model, args)
+    parts = checked_parts(FinetuneConfig(data=args.data))
+    known = gather(model, args, parts)
     fit(model, dataclasses.replace(known, crops=known.crops[:0]), args, device)
     if len(known.crops):
         with torch.no_grad():
             own = model.judge(known.crops.to(device)).cpu()
         fit(model, dataclasses.replace(known, second_scores=halfway(own, known.second_scores)), args, device)
-    config = FinetuneConfig(data=args.data, out=args.out, crop=args.crop, seed=args.seed)
-    calibrate(model, config)
-    save_model(model, args.out / "tiny.safetensors")
-    settings = {key: str(value) if isinstance(value, Path) else value for key, value in vars(args).items()}
-    record = {"settings": settings, "held_out": measure(model, config), "torch": torch.__version__}
-    atomic_write(args.out / "run.json", f"{json.dumps(record, indent=2)}\n".encode())
-    tqdm.write(", ".join(f"{key} {value:.3f}" for key, value in record["held_out"].items()))
+    model.calibrate_margin(held_out_crops(parts.clean_held_out, args.crop, args.seed).to(device).split(32))
+    fit_score(model, parts.learnt)
+    path = args.out / "tiny.safetensors"
+    save_model(model, path)
+    write_seen(path, [p.path for p in (*parts.learnt, *parts.clean)], read_seen("tiny", args.init))
+    sizes = {"size": WORKING_SIDE, "crop": args.crop, "seed": args.seed}
+    figures = measure(model, parts.held_out, parts.clean_held_out, **sizes)
+    write_record(args.out / RECORD, settings=jsonable(args), held_out=figures)
+    tqdm.write(listed(figures))
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Refit as the command line says."""
+    """Fit as the command line says."""
     args = parse(arguments)
-    with one_sentence():
+    with one_sentence((*FOR_PEOPLE, Diverged)), only_run(args.out):
         fit_tiny_head(args)
 
 

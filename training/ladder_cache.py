@@ -30,10 +30,11 @@ from tqdm import tqdm
 from ..errors import WeightsError, make_folder, one_sentence
 from ..images import MIN_SIDE
 from . import autoencoders, generated_distortions
-from .data import GOOD, clean_photographs, random_crop, read, scored_photographs
+from .crops import random_crop, read
+from .data import GOOD, clean_photographs, scored_photographs
 from .datasets import load_dataset
 from .kinds import Kind, ladder
-from .options import SEEDS, Parser
+from .options import SEEDS, Parser, parse_within
 from .pictures import BIQ_GOOD, SETS
 
 LEVELS = 5
@@ -209,7 +210,7 @@ def main(arguments: list[str] | None = None) -> None:
     flags.add_argument("--workers", type=int, default=2, help="processes for the codecs (%(default)s)")
     flags.add_argument("--device", default="cpu", help="where the autoencoder runs (%(default)s)")
     flags.add_argument("--seed", type=int, default=0, help="of everything random (%(default)s)")
-    args = flags.parse_within(RANGES, arguments)
+    args = parse_within(flags, RANGES, arguments)
     with one_sentence():
         make_folder(args.out.parent)
         write_cache(build(args), args.out)

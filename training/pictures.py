@@ -11,8 +11,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .data import GOOD, clean_photographs, held_out, read, scored_photographs, thumbnail_groups, to_tensor
+from .crops import read, to_tensor
+from .data import GOOD, clean_photographs, held_out, scored_photographs
 from .datasets import load_dataset
+from .duplicates import thumbnail_groups
 
 SETS = ("live-challenge", "biq2021")
 """Sets of human-scored photographs, in folders of these names."""

@@ -63,17 +63,16 @@ def read_text(path: Path) -> str:
         raise ValueError(f"line {line} of {path} is no UTF-8 text; save the table as UTF-8.") from error
 
 
-def read_xlsx(path: Path, columns: Sequence[str], sheet: str | None = None) -> list[dict[str, Any]]:
-    """The rows below the first row of a sheet that holds all the columns' names; empty rows are left out.
+def read_rows(path: Path, sheet: str | None = None) -> list[tuple[Any, ...]]:
+    """All rows of a sheet of an Excel file, without looking for a header.
 
     Args:
         path: an .xlsx file.
-        columns: names that the header must have.
         sheet: its name; the first one by default.
 
     Raises:
         ImportError: openpyxl is not installed.
-        ValueError: the file is damaged, or there is no such sheet or header.
+        ValueError: the file is damaged, or there is no such sheet.
     """
     try:
         import openpyxl
@@ -88,13 +87,28 @@ def read_xlsx(path: Path, columns: Sequence[str], sheet: str | None = None) -> l
     try:
         if sheet is not None and sheet not in book.sheetnames:
             raise ValueError(f"{path} has no sheet {sheet!r}; expected it among {', '.join(book.sheetnames)}.")
-        lines = list(book[sheet or book.sheetnames[0]].iter_rows(values_only=True))
+        return list(book[sheet or book.sheetnames[0]].iter_rows(values_only=True))
     finally:
         book.close()
+
+
+def read_xlsx(path: Path, columns: Sequence[str], sheet: str | None = None) -> list[dict[str, Any]]:
+    """The rows below the first row of a sheet that holds all the columns' names; empty rows are left out.
+
+    Args:
+        path: an .xlsx file.
+        columns: names that the header must have.
+        sheet: its name; the first one by default.
+
+    Raises:
+        ImportError: openpyxl is not installed.
+        ValueError: the file is damaged, or there is no such sheet or header.
+    """
+    lines = read_rows(path, sheet)
     header = next((i for i, line in enumerate(lines) if set(columns) <= set(line)), 0)
     _check_columns(path, columns, ["" if cell is None else str(cell) for cell in (lines or [()])[header]])
-    found = [dict(zip(lines[header], line, strict=False)) for line in lines[header + 1 :]]
-    return [row for row in found if row[columns[0]] is not None]
+    rows = [dict(zip(lines[header], line, strict=False)) for line in lines[header + 1 :]]
+    return [row for row in rows if row[columns[0]] is not None]
 
 
 def read_mat(path: Path, name: str) -> np.ndarray:

@@ -33,7 +33,7 @@ from .calibrate_pictures import calibrate, measure
 from .distill import mimicry
 from .ladder_cache import read_cache
 from .ladder_draws import Drawer
-from .options import SEEDS, Parser
+from .options import SEEDS, Parser, parse_within
 from .pictures import SETS, Pictures, crops, read_pictures
 from .train_lite import groups, standardised, write_record
 
@@ -235,7 +235,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     flags.add_argument("--bf16", action="store_true", help="convolutions in bfloat16, where the machine is fast at it")
     flags.add_argument("--split", type=int, default=0, help="which fifth is held out (%(default)s)")
     flags.add_argument("--seed", type=int, default=0, help="of everything random (%(default)s)")
-    return flags.parse_within(RANGES, arguments)
+    return parse_within(flags, RANGES, arguments)
 
 
 def main(arguments: list[str] | None = None) -> None:

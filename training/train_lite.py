@@ -28,13 +28,13 @@ from ..images import MIN_SIDE
 from ..models.create import create_model
 from ..models.hub import save_model
 from ..models.lite import Lite
+from ..models.raw_scale import raw_units
 from . import objectives
-from .batches import raw_units
 from .calibrate_pictures import calibrate, measure
 from .kinds import all_kinds
 from .ladder_cache import read_cache
 from .ladder_draws import Drawer, Ladders
-from .options import SEEDS, Parser
+from .options import SEEDS, Parser, parse_within
 from .pictures import SETS, Pictures, crops, read_pictures, whole_squares
 from .pretrained import load_pretrained, pretrained_file
 
@@ -277,7 +277,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     flags.add_argument("--bf16", action="store_true", help="convolutions in bfloat16, where the machine is fast at it")
     flags.add_argument("--split", type=int, default=0, help="which fifth is held out (%(default)s)")
     flags.add_argument("--seed", type=int, default=0, help="of everything random (%(default)s)")
-    return flags.parse_within(RANGES, arguments)
+    return parse_within(flags, RANGES, arguments)
 
 
 def groups() -> set[str]:

@@ -1,10 +1,11 @@
-"""The quality models as the training loop sees them: one scale for all, what learns, and how a result is measured."""
+"""The quality models as the training loop sees them: one scale for all, what learns, and how a result is finished."""
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterable
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -14,10 +15,26 @@ from ..models.bpclip_config import FULL, FULL_REFERENCE, MINI, BPCLIPConfig
 from ..models.clip_config import ClipConfig
 from ..models.create import create_model
 from . import calibrate
-from .batches import raw_units
 from .config import FinetuneConfig
+from .parts import Parts, uses_clean
 
 NEVER_USED = ("visual.attnpool.positional_embedding",)  # part of CLIP's layout, not of what we compute
+
+
+class Trainable(Protocol):
+    """What a quality model implements to be trained by the common loop; nn.Module's methods come with it."""
+
+    def training_score(self, images: Tensor, *reference: Tensor) -> Tensor:
+        """What training works on: pictures (N, 3, H, W) in [0, 1] -> (N,) in raw units (models/raw_scale.py)."""
+
+    def activation_stages(self) -> list[nn.Module]:
+        """The parts whose activations take most memory, from the picture on."""
+
+    def allow_second_order(self) -> None:
+        """Compute everything in ways that can be differentiated twice."""
+
+    def calibrate_margin(self, batches: Iterable[Tensor]) -> None:
+        """Give the margin mean 0 and spread 1 over clean photographs, in place."""
 
 
 class TrainingModel(nn.Module):
@@ -31,12 +48,12 @@ class TrainingModel(nn.Module):
         full_reference: whether it compares pictures with a reference.
     """
 
-    def __init__(self, model: nn.Module, full_reference: bool = False) -> None:
+    def __init__(self, model: Trainable, full_reference: bool = False) -> None:
         super().__init__()
         self.model, self.full_reference = model, full_reference
 
     def forward(self, images: Tensor, reference: Tensor | None = None, what: str = "raw") -> Tensor:
-        """TrainingModel pictures.
+        """Score pictures.
 
         Args:
             images: (N, 3, H, W) in [0, 1].
@@ -49,18 +66,12 @@ class TrainingModel(nn.Module):
         """
         if what == "prompts":
             return self.model.similarities(images).unflatten(1, (-1, 2)).mean(1).float()
-        given = (images, reference) if self.full_reference else (images,)
-        given = [pictures.contiguous(memory_format=torch.channels_last) for pictures in given]
+        pictures = (images, reference) if self.full_reference else (images,)
+        pictures = [picture.contiguous(memory_format=torch.channels_last) for picture in pictures]
         if what == "raw":
-            return self._raw(*given)
+            return self.model.training_score(*pictures)
         with torch.autocast(images.device.type, enabled=False):
-            return self._raw(*given)
-
-    def _raw(self, images: Tensor, *reference: Tensor) -> Tensor:
-        if hasattr(self.model, "logits"):  # the score by the line that touches the sigmoid at 0, which never saturates
-            return raw_units(100 * (0.5 + self.model.logits(images).mean(1) / 4))
-        raw = self.model.raw(images, *reference)
-        return raw_units(100 * raw) if hasattr(self.model, "set_attention") else raw
+            return self.model.training_score(*pictures)
 
 
 def make(config: FinetuneConfig) -> TrainingModel:
@@ -91,8 +102,8 @@ def make(config: FinetuneConfig) -> TrainingModel:
             raise ValueError(f"no parameter of {config.model} begins with {start!r}; the first is {names[0]!r}.")
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(not name.startswith((*config.freeze, *NEVER_USED)))
-    if config.second_order and hasattr(model, "set_attention"):
-        model.set_attention("math")  # the only one that can be differentiated twice
+    if config.second_order:
+        model.allow_second_order()
     return TrainingModel(model.to(memory_format=torch.channels_last), config.full_reference)
 
 
@@ -110,34 +121,31 @@ def _sizes(name: str, given: dict[str, Any]) -> ClipConfig | BPCLIPConfig:
 
 def groups(training_model: TrainingModel, config: FinetuneConfig) -> list[dict[str, Any]]:
     """What the optimiser gets: the learning parameters by the factor of their learning rate."""
-    found: dict[float, list[nn.Parameter]] = {}
+    by_factor: dict[float, list[nn.Parameter]] = {}
     for name, parameter in training_model.model.named_parameters():
         if parameter.requires_grad:
             matching = [start for start in config.lr_factors if name.startswith(start)]
             factor = float(config.lr_factors[max(matching, key=len)]) if matching else 1.0
-            found.setdefault(factor, []).append(parameter)
-    if not found:
+            by_factor.setdefault(factor, []).append(parameter)
+    if not by_factor:
         raise ValueError("every parameter is frozen; leave something to learn.")
-    return [{"params": parameters, "factor": factor} for factor, parameters in found.items()]
+    return [{"params": parameters, "factor": factor} for factor, parameters in by_factor.items()]
 
 
 def checkpoint_activations(training_model: TrainingModel) -> None:
     """Let the stages of the network compute their activations again in the backward pass instead of keeping them."""
-    model = training_model.model
-    tower = getattr(model, "visual", None) or getattr(model, "backbone", None)
-    stages = model.stages if tower is None else [tower.get_submodule(f"layer{n}") for n in range(1, 5)]
-    for stage in stages:
+    for stage in training_model.model.activation_stages():
         stage.forward = partial(checkpoint, stage.forward, use_reentrant=False)
 
 
-def finish(model: nn.Module, config: FinetuneConfig) -> None:
+def finish(model: nn.Module, config: FinetuneConfig, parts: Parts) -> None:
     """Put a trained model on its scales, in place: the margin's on held-out clean crops, `tiny`'s score's on MOS.
 
     Without clean photographs the margin keeps the scale that it has. So does that of a full-reference model: clean
     photographs, each its own reference, say nothing of its spread.
     """
-    if config.model == "tiny":
-        calibrate.calibrate(model, config)
-    elif not config.full_reference and calibrate.uses_clean(config):
-        crops = calibrate.held_out_crops(config).to(model.margin_mean.device)
-        model.calibrate_margin(crops.split(32))
+    if uses_clean(config) and not config.full_reference:
+        crops = calibrate.held_out_crops(parts.clean_held_out, config.crop, config.seed)
+        model.calibrate_margin(crops.to(model.margin_mean.device).split(32))
+    if config.fits_score:
+        calibrate.fit_score(model, parts.learnt)

@@ -21,7 +21,8 @@ from PIL import Image
 from tqdm import tqdm
 
 from iqguide.training import distortions
-from iqguide.training.data import Photograph, clean_photographs, good_photographs, read, scored_photographs
+from iqguide.training.crops import read
+from iqguide.training.data import Photograph, clean_photographs, good_photographs, scored_photographs
 
 SIZE = 128
 KINDS = ("clean", "blur", "noise")
