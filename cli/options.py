@@ -96,8 +96,8 @@ def _add_reading_options(parser: argparse.ArgumentParser) -> None:
         "--size",
         type=counting,
         metavar="PIXELS",
-        help="images with a longer short side are reduced to this one before scoring; 0 for never"
-        " (default: the size that `iqguide models` shows for the model)",
+        help="images with a longer short side are reduced to this one before scoring, and none is enlarged; 0 for never"
+        " (default: the sizes that `iqguide models` shows for the model)",
     )
     parser.add_argument("--reference", metavar="PATH", help="what a full-reference model compares the images with")
 

@@ -105,6 +105,21 @@ def test_large_pictures_are_reduced_first(pack, quality):
     torch.testing.assert_close(torch.tensor(scores), quality.reward(reduced).detach(), rtol=1e-4, atol=1e-5)
 
 
+def test_a_transparent_picture_has_the_score_of_the_library_and_keeps_its_alpha(pack, quality, tmp_path):
+    import iqguide
+    from iqguide.images import to_pil
+    from iqguide.nodes.save import as_saved
+
+    picture = (torch.rand(1, 140, 160, 4) * 255).round() / 255
+    scores, *_ = run(pack.ScoreImages, quality, picture, 2)
+    saved = as_saved(picture[0])
+    saved.save(tmp_path / "a.png")
+    assert saved.mode == "RGBA"
+    assert saved.convert("RGB").tobytes() == to_pil(picture[0, ..., :3].movedim(-1, 0)).tobytes()
+    expected = iqguide.rank([tmp_path / "a.png"], iqguide.create_model("tiny")).scores
+    torch.testing.assert_close(torch.tensor(scores), expected, rtol=0, atol=1e-3)  # the file has 8 bits
+
+
 def test_comfyui_manages_the_memory_of_the_model(pack, quality):
     import comfy.model_management as mm
 
