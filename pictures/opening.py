@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import stat
+import threading
 import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -97,8 +98,7 @@ def decoding(name: str) -> Iterator[None]:
 
     Pillow's warnings of metadata and of its own pixel limit, for which there is an error here, are not shown.
     """
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    with _without_warnings():
         try:
             yield
         except (MemoryError, ImageError):
@@ -107,12 +107,23 @@ def decoding(name: str) -> Iterator[None]:
             raise damaged(name, error) from error
 
 
+@contextmanager
+def _without_warnings() -> Iterator[None]:
+    """Pillow's warnings are not shown, in the main thread: the filters are those of the process, not of a thread."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
 def _opened(file: BinaryIO, name: str) -> Image.Image:
     shown, metadata = without_metadata(file)
     with decoding(name):
         try:
             image = Image.open(shown, formats=readable())
-        except Image.DecompressionBombError as error:
+        except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
             raise _too_large(name) from error
         except (UnidentifiedImageError, KeyError) as error:  # KeyError: a compression that Pillow does not have
             raise ImageError(_not_read(file, name)) from error

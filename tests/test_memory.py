@@ -4,6 +4,8 @@ import io
 import struct
 import subprocess
 import sys
+import warnings
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -130,3 +132,12 @@ def test_memory_that_runs_out_is_no_damage(photographs, monkeypatch):
     monkeypatch.setattr(picture, "load", out_of_memory)
     with pytest.raises(MemoryError):
         to_tensor(picture)
+
+
+def test_threads_that_read_leave_the_filters_of_warnings_alone(photographs):
+    before = list(warnings.filters)
+    paths = sorted(photographs.iterdir()) * 20
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(lambda path: load_images(path).shape, paths))
+    assert found[:3] * 20 == found
+    assert warnings.filters == before
