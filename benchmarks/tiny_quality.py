@@ -1,10 +1,11 @@
-"""How well the bundled `tiny` model judges pictures that it never saw.
+"""How well a bundled model judges pictures that it never saw: `tiny`, or another that --model names.
 
     python benchmarks/tiny_quality.py --data DIR             # print the tables
     python benchmarks/tiny_quality.py --data DIR --publish   # also write them into benchmarks/
 
-Correlation with people's scores on the held-out part of live-challenge, and how often the score falls from level to
-level: on the series of tid2013-6ref, and on ladders of the package's own degradations over held-out clean photographs.
+Correlation with people's scores on the held-out part of live-challenge and of biq2021, and how often the score falls
+from level to level: on the series of tid2013-6ref, and on ladders of the package's own degradations over held-out clean
+photographs.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from iqguide import create_model
-from iqguide.training.data import clean_photographs, scored_photographs, split
+from iqguide.training.data import biq_photographs, clean_photographs, scored_photographs, split
 from iqguide.training.distortions import LADDERS, distort
 
 RESULTS = Path(__file__).parent / "results"
@@ -137,7 +138,7 @@ def scatter(scores: np.ndarray, mos: np.ndarray, path: Path, side: int = 480) ->
     for value in np.linspace(low, high, 5):
         pen.text((edge - 6, side - place(value, low, high)), f"{value:.1f}", "black", font, anchor="rm")
     pen.text((side / 2, side - 10), "mean opinion score", "black", font, anchor="mb")
-    pen.text((side / 2, 24), "tiny: margin, in deviations of clean photographs", "black", font, anchor="mm")
+    pen.text((side / 2, 24), "margin, in deviations of clean photographs", "black", font, anchor="mm")
     picture.save(path, optimize=True)
 
 
@@ -182,6 +183,11 @@ def main() -> None:
     paths, mos = held_out_rows(args.data, args.list)
     scores = score_files(margin, paths)
     agreement = correlations(scores, mos)
+    biq = split(biq_photographs(args.data))[1] if (args.data / "biq2021").is_dir() else []
+    if biq:
+        biq_scores = score_files(margin, [photograph.path for photograph in biq])
+        found = correlations(biq_scores, np.array([photograph.mos for photograph in biq]))
+        agreement |= {f"{name}, biq2021, {len(biq)} photographs": values for name, values in found.items()}
     tid = tid_series(margin, args.data / "tid2013-6ref")
     clean = [photograph.path for photograph in split(clean_photographs(args.data))[1]][: args.photographs]
     ladders = ladder_steps(margin, clean)
@@ -196,13 +202,14 @@ def main() -> None:
     )
     print(text)
     if args.publish:
-        write_between(README, "tiny-quality", text)
+        write_between(README, f"{args.model}-quality", text)
         share = {name: float(np.mean(flat(series))) for name, series in {**tid, **ladders}.items()}
         summary = {"correlations": agreement, "score_falls": share}
-        (RESULTS / "tiny_quality.json").write_text(json.dumps(summary, indent=1) + "\n")
+        results = RESULTS / f"{args.model}_quality.json"
+        results.write_text(json.dumps(summary, indent=1) + "\n")
         lines = [f"{path.name},{m},{s:.4f}" for path, m, s in zip(paths, mos, scores, strict=True)]
-        (RESULTS / "tiny_quality.csv").write_text("\n".join(["image,mos,margin", *lines]) + "\n")
-        scatter(scores, mos, RESULTS / "tiny_quality.png")
+        results.with_suffix(".csv").write_text("\n".join(["image,mos,margin", *lines]) + "\n")
+        scatter(scores, mos, results.with_suffix(".png"))
 
 
 if __name__ == "__main__":

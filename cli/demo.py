@@ -11,16 +11,17 @@ from ..errors import make_folder
 from ..guidance import RewardGuidance
 from ..images import save_image
 from .console import OK, progress
-from .draw import NoSample, Sample, draw, load_reward
+from .draw import NoSample, Sample, draw, load_model, load_reward, scores_of
+from .options import JUDGE
 from .pipelines import DEMO_CALL, load_pipeline
 from .score import best_device
 
 
 def run_demo(options: argparse.Namespace) -> int:
-    """Unguided, guided, best of N and both: print a table and write demo.png."""
+    """Unguided, guided, best of N and both: print mean scores of the model and of a judge, and write demo.png."""
     out = make_folder(options.out)
     device = best_device(options.device)
-    reward = load_reward(options, device)
+    reward, judge = load_reward(options, device), load_model(JUDGE, "default", device)
     pipe = load_pipeline("demo", device)
     seeds = list(range(options.seeds))
     call = DEMO_CALL | {"prompt": options.prompt}
@@ -42,10 +43,11 @@ def run_demo(options: argparse.Namespace) -> int:
                 bar.update()
     path = out / "demo.png"
     save_image(picture_table(results), path)
-    print(f"{'method':<20} {'mean score':>10} {'s / image':>10}")
+    print(f"{'method':<20} {options.model:>10} {f'{JUDGE} judges':>12} {'s / image':>10}")
     for method, samples in results.items():
         mean, seconds = (statistics.fmean(getattr(s, name) for s in samples) for name in ("score", "time_s"))
-        print(f"{method:<20} {mean:>10.4f} {seconds:>10.2f}")
+        judged = statistics.fmean(scores_of([sample.image for sample in samples], judge))
+        print(f"{method:<20} {mean:>10.4f} {judged:>12.4f} {seconds:>10.2f}")
     print(path)
     return OK
 

@@ -149,7 +149,7 @@ def _samples(
     seed_of = dict(zip(candidates, seeds, strict=True)) if len(candidates) == len(seeds) else {}
     samples = {seed_of.get(entry.seed, seeds[0]): NoSample(entry.seed, str(entry.failure)) for entry in result.failed}
     pictures = [to_pil(image) for image in result.images]
-    scores, judged = _scores(pictures, reward), _scores(pictures, judge)
+    scores, judged = scores_of(pictures, reward), scores_of(pictures, judge)
     for candidate, picture, score, other in zip(result.seeds, pictures, scores, judged, strict=True):
         seed = seed_of.get(candidate, seeds[0])
         samples[seed] = Sample(picture, seed, candidate, score, spent, nfe, other)
@@ -158,7 +158,7 @@ def _samples(
     return [samples[seed] for seed in seeds]
 
 
-def _scores(pictures: Sequence[Image.Image], reward: Reward | None) -> list[float | None]:
+def scores_of(pictures: Sequence[Image.Image], reward: Reward | None) -> list[float | None]:
     """Of pictures of one size; None where there is no reward or no finite score."""
     if reward is None:
         return [None] * len(pictures)

@@ -8,6 +8,9 @@ from typing import Any
 
 from .arguments import counting, dimensions, finite, positive, seed_list, shares, strength
 
+JUDGE = "lite"
+"""The quality model that scores files and judges samples; `tiny`, which is made to be climbed, steers."""
+
 
 def add_commands(commands: Any) -> None:
     """Add every sub-command to an argparse subparsers object; `run` of the parsed options runs it."""
@@ -36,8 +39,8 @@ class _HelpFormatter(argparse.HelpFormatter):
         return f"{action.help} (default: %(default)s)" if named else str(action.help)
 
 
-def _add_model_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--model", default="tiny", help="quality model; `iqguide models` lists them; tiny+lite is both")
+def _add_model_options(parser: argparse.ArgumentParser, model: str = "tiny") -> None:
+    parser.add_argument("--model", default=model, help="quality model; `iqguide models` lists them; tiny+lite is both")
     parser.add_argument("--weights", default="default", help="'default', 'random', or a weights file for the model")
     parser.add_argument("--device", help="such as cuda, mps or cpu (default: the best there is)")
 
@@ -65,13 +68,17 @@ def _add_score(commands: Any) -> None:
     shape.add_argument(
         "--json", action="store_true", help='print [{"path": ..., "score": ..., "error": null}, ...] and nothing else'
     )
-    shape.add_argument("--csv", action="store_true", help="print the columns path,score,error and nothing else")
+    shape.add_argument(
+        "--csv", action="store_true", help="print the columns path,score,error,percentile,word and nothing else"
+    )
     parser.add_argument(
-        "--explain", action="store_true", help="also print what each score is made of (in --json: parts); not for tiny"
+        "--explain",
+        action="store_true",
+        help="also print what each score is made of (in --json: parts); not for lite, tiny",
     )
     parser.add_argument("--explain-to", metavar="DIR", help="draw what each score is made of as bars into DIR/NAME.png")
     _add_overwrite(parser)
-    _add_model_options(parser)
+    _add_model_options(parser, JUDGE)
 
 
 def _add_overwrite(parser: argparse.ArgumentParser) -> None:
@@ -87,7 +94,7 @@ def _add_rank(commands: Any) -> None:
     parser.add_argument("--copy-to", metavar="DIR", help="copy them there; no file is overwritten")
     _add_reading_options(parser)
     parser.add_argument("--json", action="store_true", help="print them as `iqguide score --json` does")
-    _add_model_options(parser)
+    _add_model_options(parser, JUDGE)
 
 
 def _add_reading_options(parser: argparse.ArgumentParser) -> None:
@@ -145,9 +152,11 @@ def _add_sample(commands: Any) -> None:
     )
     parser.add_argument(
         "--judge",
+        nargs="?",
+        const=JUDGE,
         metavar="MODEL",
-        help="score the images by a second model that steers nothing, and warn if it falls while the first one rises;"
-        " costs one more unguided image a seed",
+        help=f"score the images by a second model that steers nothing (alone: {JUDGE}), and warn if it falls while the"
+        " first one rises; PROMPT comes before it; costs one more unguided image a seed",
     )
     parser.add_argument("--judge-weights", default="default", metavar="WEIGHTS", help="of the judge, as --weights")
     parser.add_argument(

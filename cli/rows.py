@@ -11,6 +11,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
+from ..models.meaning import digits, meaning
 from ..spreadsheets import safe_row
 
 NAMES = "iqguide-names"
@@ -24,6 +25,10 @@ class Row:
     path: str
     score: float | None = None
     error: str | None = None
+    percentile: float | None = None
+    """How many of 100 human-scored photographs get a lower score; of bundled weights."""
+    word: str | None = None
+    """The grade of ITU-R BT.500 that the score stands for; of bundled weights."""
     parts: dict[str, dict[str, float]] | None = None
     """What the score is made of, where that was asked for."""
 
@@ -47,17 +52,21 @@ def prepare_output() -> None:
 
 
 def print_rows(rows: Sequence[Row], options: argparse.Namespace) -> None:
-    """Print rows as JSON, as CSV or as a table."""
+    """Print rows as JSON, as CSV or as a table, with what the scores mean where that is known."""
+    for row in rows:
+        if row.score is not None and (known := meaning(options.model, options.weights, row.score)):
+            row.percentile, row.word = round(known.percentile, 1), known.word
     if options.json:
         found = [asdict(row) for row in rows]
         for row in found:
-            if row["parts"] is None:
-                del row["parts"]
+            for name in ("percentile", "word", "parts"):
+                if row[name] is None:
+                    del row[name]
         print(json.dumps(found, indent=1))
     elif getattr(options, "csv", False):
         writer = csv.writer(sys.stdout, lineterminator="\n")
-        writer.writerow(("path", "score", "error"))
-        writer.writerows(safe_row((row.path, row.score, row.error)) for row in rows)
+        writer.writerow(("path", "score", "error", "percentile", "word"))
+        writer.writerows(safe_row((row.path, row.score, row.error, row.percentile, row.word)) for row in rows)
     else:
         _print_table(rows)
 
@@ -65,7 +74,8 @@ def print_rows(rows: Sequence[Row], options: argparse.Namespace) -> None:
 def _print_table(rows: Sequence[Row]) -> None:
     for row in rows:
         if row.error is None:
-            print(f"{row.score:.4f}  {row.path}")
+            place = "" if row.word is None else f"{row.percentile:3.0f} %  {row.word:9}  "
+            print(f"{digits(row.score)}  {place}{row.path}")
             for group, values in (row.parts or {}).items():
                 print(f"  {group}")
                 for name, value in values.items():

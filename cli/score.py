@@ -15,6 +15,7 @@ from ..errors import ImageError, make_folder, one_line
 from ..images import WorkingSize, load_images, save_image
 from ..models import MODELS
 from ..models.bpclip import BPCLIP
+from ..models.meaning import digits
 from ..pictures.listing import list_pictures, no_pictures
 from ..rerank import best_first, equal_sized, score_batch
 from ..rewards import FullReference, Reward, at_working_size, working_size
@@ -42,7 +43,7 @@ def run_score(options: argparse.Namespace) -> int:
     print_rows([row for row in rows if row.done], options)
     for row, chart in zip(rows, charts, strict=True) if charts else ():
         if row.parts is not None:
-            save_image(bars(row.parts, f"{Path(row.path).name}   {row.score:.4f}"), chart, {MARK: EXPLANATION})
+            save_image(bars(row.parts, f"{Path(row.path).name}   {digits(row.score)}"), chart, {MARK: EXPLANATION})
     return _status(rows, end)
 
 

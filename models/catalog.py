@@ -63,7 +63,8 @@ LITE = ModelSpec(
     licence="Apache-2.0",
     filename="lite.safetensors",
     native_size=512,
-    trained=False,
+    least_size=128,
+    megabytes=7,
 )
 TINY = ModelSpec(
     name="tiny",

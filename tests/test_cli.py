@@ -59,6 +59,11 @@ def model():
     return create_model("tiny", weights="random")
 
 
+@pytest.fixture(scope="module")
+def judge():
+    return create_model("lite", weights="random")
+
+
 @pytest.fixture
 def folder(tmp_path):
     """Five pictures of two sizes, one of them in a folder inside, one of them hidden."""
@@ -193,7 +198,7 @@ def test_debug_shows_where_an_error_comes_from(run, monkeypatch, folder):
 # --- score ---
 
 
-def test_score_json_is_the_contract(run, folder, model):
+def test_score_json_is_the_contract(run, folder, judge):
     status, out, err = run("score", folder, "--json", *RANDOM)
     rows = json.loads(out)
     assert status == 0
@@ -201,8 +206,8 @@ def test_score_json_is_the_contract(run, folder, model):
     assert [row["path"] for row in rows] == [str(folder / name) for name in ("a.PNG", "b.png", "c.png")]
     for row in rows:
         assert row["error"] is None
-        assert row["score"] == pytest.approx(score_of(model, row["path"], working_size(model)), abs=1e-5)
-    assert "3 of 3 images scored by tiny" in err
+        assert row["score"] == pytest.approx(score_of(judge, row["path"], working_size(judge)), abs=1e-5)
+    assert "3 of 3 images scored by lite" in err
 
 
 def test_score_csv_and_table_say_the_same(run, folder):
@@ -252,16 +257,16 @@ def test_nothing_scored_is_status_2(run, tmp_path):
     assert "--recursive" in err
 
 
-def test_large_images_are_reduced_and_small_ones_are_not(run, folder, model):
+def test_large_images_are_reduced_and_small_ones_are_not(run, folder, judge):
     path = folder / "c.png"  # 64 x 96
     reduced = json.loads(run("score", path, "--size", 40, "--json", *RANDOM)[1])[0]["score"]
     with torch.no_grad():
-        by_hand = model(resize_short_side(load_images(path), 40)).item()
+        by_hand = judge(resize_short_side(load_images(path), 40)).item()
     assert reduced == pytest.approx(by_hand, abs=1e-6)
-    assert abs(reduced - score_of(model, path)) > 5e-5
+    assert abs(reduced - score_of(judge, path)) > 5e-5
     for size in (0, 100):
         kept = json.loads(run("score", path, "--size", size, "--json", *RANDOM)[1])[0]["score"]
-        assert kept == pytest.approx(score_of(model, path), abs=1e-5)
+        assert kept == pytest.approx(score_of(judge, path), abs=1e-5)
 
 
 def test_batches_are_bounded_and_change_nothing(run, folder, monkeypatch):
@@ -277,12 +282,12 @@ def test_batches_are_bounded_and_change_nothing(run, folder, monkeypatch):
 
 
 @pytest.mark.data
-def test_photographs_get_the_scores_of_the_python_interface(run, data_dir, model):
+def test_photographs_get_the_scores_of_the_python_interface(run, data_dir, judge):
     photographs = sorted((data_dir / "live-challenge" / "images").iterdir())[:6]
     status, out, _ = run("score", *photographs, "--size", 64, "--json", *RANDOM)
     assert status == 0
     for row, path in zip(json.loads(out), photographs, strict=True):
-        assert row["score"] == pytest.approx(score_of(model, path, size=64), abs=1e-5)
+        assert row["score"] == pytest.approx(score_of(judge, path, size=64), abs=1e-5)
 
 
 # --- rank ---
@@ -530,7 +535,7 @@ def test_what_is_bundled_works_without_options(run, tmp_path):
     (record,) = json.loads((tmp_path / "samples.json").read_text())
     assert record["candidate_seed"] in (6, 7)
     assert record["nfe"] == 2 * 2 * 2
-    (row,) = json.loads(run("score", tmp_path, "--json")[1])
+    (row,) = json.loads(run("score", tmp_path, "--json", "--model", "tiny")[1])
     assert Path(row["path"]) == tmp_path / "3.png"
     assert row["score"] == pytest.approx(record["score"], abs=1e-4)
     with Image.open(row["path"]) as image:

@@ -107,7 +107,7 @@ def test_pictures_of_the_parts(run, folder, weights, tmp_path):
 def test_what_cannot_be_explained(run, folder):
     status, _, err = run("score", folder, "--weights", "random", "--explain")
     assert status == 2
-    assert err == "iqguide: error: tiny has nothing to explain its score with; use bpclip, qualiclip or clipiqa.\n"
+    assert err == "iqguide: error: lite has nothing to explain its score with; use bpclip, qualiclip or clipiqa.\n"
     assert "a CSV has no columns for --explain" in run("score", folder, "--csv", "--explain")[2]
 
 
@@ -126,7 +126,7 @@ def test_full_reference_from_the_command_line(run, folder, tmp_path):
         model.describe(images[0], reference).parts["dimensions"], abs=1e-5
     )
     assert "name it: --reference PATH" in run("score", folder, *options)[2]
-    assert "tiny takes no reference" in run("score", folder, "--weights", "random", "--reference", "x.png")[2]
+    assert "lite takes no reference" in run("score", folder, "--weights", "random", "--reference", "x.png")[2]
     save_image(torch.rand(3, 40, 40), folder / "b.png")
     status, out, _ = run("score", folder / "a.png", *options, "--reference", folder / "b.png", "--json")
     assert status == 2

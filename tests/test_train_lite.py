@@ -15,7 +15,7 @@ from iqguide.errors import WeightsError
 from iqguide.models.hub import save_model
 from iqguide.models.lite import Lite
 from iqguide.models.weights import read_weights
-from iqguide.training import ladder_cache, teach, train_lite
+from iqguide.training import fit_lite_head, ladder_cache, teach, train_lite
 from iqguide.training.data import clean_photographs, scored_photographs, split
 from iqguide.training.kinds import all_kinds
 from iqguide.training.ladder_draws import Drawer
@@ -82,6 +82,26 @@ def test_two_steps_move_the_trunk_and_the_head(trained):
     assert "head.0.weight" in moved
 
 
+@pytest.mark.parametrize("way", [0.0, 0.5])
+def test_the_head_goes_part_of_the_way_and_the_trunk_stays(trained, data, cache, tmp_path, way):
+    start = trained / "lite.safetensors"
+    flags = ["--steps", "3", "--scored", "4", "--ladders", "4", "--batch", "4", "--rungs", "3", "--ladder-crop", "48"]
+    files = ["--data", str(data), "--init", str(start), "--caches", str(cache)]
+    ends = {}
+    for share in {way, 1.0}:
+        out = tmp_path / str(share)
+        fit_lite_head.main([*files, *flags, "--out", str(out), "--way", str(share)])
+        ends[share] = create_model("lite", weights=out / "lite.safetensors").state_dict()
+    before = create_model("lite", weights=start).state_dict()
+    for name, value in before.items():
+        if name.startswith("trunk."):
+            assert torch.equal(ends[1.0][name], value)
+        elif name.startswith("head."):
+            assert not torch.equal(ends[1.0][name], value)
+            expected = torch.lerp(value, ends[1.0][name], way)
+            torch.testing.assert_close(ends[way][name], expected, rtol=1e-3, atol=1e-4)
+
+
 def test_the_split_is_that_of_the_other_trainings(data, pictures):
     for photographs, origin in ((clean_photographs(data), -1), (scored_photographs(data), 0)):
         held_out = {photograph.path.name for photograph in split(list(photographs))[1]}
@@ -100,7 +120,7 @@ def test_ladders_begin_at_good_pictures_of_the_training_part(pictures):
     assert pictures.kept[bases].all()
     opinion, origin = pictures.opinion[bases], pictures.origin[bases]
     assert (opinion[origin == 0] > 55).all()
-    assert (opinion[origin == 1] > 0.78).all()
+    assert (opinion[origin == 1] > 78).all()
     assert set(pictures.clean()) <= set(bases)
 
 

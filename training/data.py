@@ -63,6 +63,16 @@ def scored_photographs(data: Path) -> list[Photograph]:
     return [Photograph(s.image, s.mos) for s in load_dataset("csv", data / "live-challenge" / "mos.csv", (0, 100))]
 
 
+def biq_photographs(data: Path) -> list[Photograph]:
+    """Those of biq2021, `mos` from 0 to 100, in the order of their list; the file has it from 0 to 1.
+
+    Raises:
+        FileNotFoundError: there is no list, or pictures are missing.
+        ValueError: as `scored_photographs`.
+    """
+    return [Photograph(s.image, 100 * s.mos) for s in load_dataset("csv", data / "biq2021" / "mos.csv", (0, 1))]
+
+
 def good_photographs(scored: list[Photograph]) -> list[Photograph]:
     """Those of the human-scored photographs that count as clean at half their size."""
     return [photograph for photograph in scored if photograph.mos > GOOD]

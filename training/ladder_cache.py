@@ -31,11 +31,10 @@ from ..errors import WeightsError, make_folder, one_sentence
 from ..images import MIN_SIDE
 from . import autoencoders, generated_distortions
 from .crops import random_crop, read
-from .data import GOOD, clean_photographs, scored_photographs
-from .datasets import load_dataset
+from .data import GOOD, biq_photographs, clean_photographs, scored_photographs
 from .kinds import Kind, ladder
 from .options import SEEDS, Parser, parse_within
-from .pictures import BIQ_GOOD, SETS
+from .pictures import BIQ_GOOD
 
 LEVELS = 5
 CODECS: dict[str, tuple[str, tuple[float, ...]]] = {
@@ -139,8 +138,7 @@ def sources(data: Path) -> list[tuple[Path, bool]]:
     """Photographs that ladders begin at, held-out ones included, and whether each may be a little soft."""
     found = [(p.path, False) for p in clean_photographs(data)]
     found += [(p.path, True) for p in scored_photographs(data) if p.mos > GOOD]
-    biq = load_dataset("csv", data / SETS[1] / "mos.csv", (0, 1))
-    return found + [(sample.image, True) for sample in biq if sample.mos > BIQ_GOOD]
+    return found + [(p.path, True) for p in biq_photographs(data) if p.mos > BIQ_GOOD]
 
 
 @torch.no_grad()

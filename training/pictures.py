@@ -12,14 +12,13 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .crops import read, to_tensor
-from .data import GOOD, clean_photographs, held_out, scored_photographs
-from .datasets import load_dataset
+from .data import GOOD, biq_photographs, clean_photographs, held_out, scored_photographs
 from .duplicates import thumbnail_groups
 
 SETS = ("live-challenge", "biq2021")
 """Sets of human-scored photographs, in folders of these names."""
-BIQ_GOOD = 0.78
-"""Mean opinion score of biq2021 above which a photograph counts as clean."""
+BIQ_GOOD = 78.0
+"""Mean opinion score, 0 to 100, of biq2021 above which a photograph counts as clean."""
 THREADS = 8
 
 
@@ -34,7 +33,7 @@ class Pictures:
     origin: np.ndarray
     """(N,): index into `SETS`, or -1 for clean photographs without a score."""
     opinion: np.ndarray
-    """(N,) float32: mean opinion score as its set gives it; NaN for clean photographs."""
+    """(N,) float32: mean opinion score from 0 to 100; NaN for clean photographs."""
     group: np.ndarray
     """(N,): number of the group of near-identical pictures, within a set."""
     kept: np.ndarray
@@ -76,8 +75,7 @@ def read_pictures(data: Path, seed: int = 0, device: torch.device | str = "cpu")
     """
     found = [(p.path, -1, np.nan) for p in clean_photographs(data)]
     found += [(p.path, 0, p.mos) for p in scored_photographs(data)]
-    biq = load_dataset("csv", data / SETS[1] / "mos.csv", (0, 1))
-    found += [(sample.image, 1, sample.mos) for sample in biq]
+    found += [(p.path, 1, p.mos) for p in biq_photographs(data)]
     paths, origin, opinion = zip(*found, strict=True)
     origin = np.array(origin)
     with ThreadPoolExecutor(THREADS) as pool:

@@ -187,7 +187,7 @@ class Trainer:
 
 
 def standardised(pictures: Pictures, origin: int) -> np.ndarray:
-    """Labels (N,) of a set's training part: of live-challenge raw units, of others in deviations around -1."""
+    """Labels (N,) of a set's training part: of live-challenge raw units, of others in deviations from their mean."""
     opinion = pictures.opinion[pictures.scored(origin)]
     if origin == 0:
         return raw_units(opinion).astype(np.float32)
