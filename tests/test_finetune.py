@@ -16,6 +16,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
+from accelerate.utils import DistributedType
 from made_photographs import held_out_crops, training_folder
 from PIL import Image
 from safetensors.torch import load_file
@@ -364,6 +365,14 @@ def test_a_tracker_that_cannot_start_is_said_in_one_sentence(config, monkeypatch
     monkeypatch.setattr(loop.Accelerator, "init_trackers", refused)
     with pytest.raises(ValueError, match="the tracker wandb cannot start: No API key configured"):
         finetune.prepare(dataclasses.replace(config, tracker="wandb"))
+
+
+def test_deepspeed_whose_states_are_pickles_is_refused(config, monkeypatch):
+    monkeypatch.setattr(loop.Accelerator, "distributed_type", DistributedType.DEEPSPEED)
+    with pytest.raises(
+        ValueError, match="DeepSpeed keeps its states in files that only it reads, as pickles; use FSDP"
+    ):
+        finetune.prepare(config)
 
 
 # --- runs from the command line ---

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from accelerate import Accelerator
 from accelerate.tracking import get_available_trackers
+from accelerate.utils import DistributedType
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
@@ -48,7 +49,7 @@ def start_accelerator(config: RunSettings) -> Accelerator:
     """The accelerator of a run, its tracker started.
 
     Raises:
-        ValueError: the tracker is not installed or cannot start.
+        ValueError: the tracker is not installed or cannot start, or the launcher has chosen DeepSpeed.
     """
     if config.tracker and config.tracker not in [str(tracker) for tracker in get_available_trackers()]:
         raise ValueError(f"the tracker {config.tracker} is not installed; pip install {config.tracker}.")
@@ -58,6 +59,10 @@ def start_accelerator(config: RunSettings) -> Accelerator:
         log_with=config.tracker or None,
         project_dir=config.folder,
     )
+    if accelerator.distributed_type == DistributedType.DEEPSPEED:
+        raise ValueError(
+            "DeepSpeed keeps its states in files that only it reads, as pickles; use FSDP or plain processes."
+        )
     if config.tracker:
         settings = {key: value for key, value in jsonable(config).items() if isinstance(value, str | int | float)}
         options = {"wandb": {"dir": config.folder}}  # it would write where the command was started
