@@ -11,7 +11,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 import iqguide
 from iqguide.images import to_pil
-from iqguide.training import published_distortions as published
+from iqguide.training import arniqa_distortions as published
 
 GAP, LABEL = 4, 16  # px
 

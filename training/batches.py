@@ -11,7 +11,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ..models.raw_scale import raw_units
-from . import distortions, published_distortions
+from . import arniqa_distortions, distortions
 from .crops import random_crop, random_crops, read, reduced, to_tensor
 from .data import Photograph, read_with_reference
 from .teacher import Squeezenet, ridge_predictions
@@ -134,10 +134,10 @@ def twin_ladders(
     clean = crops.batch(1, rng).expand(levels, -1, -1, -1)
     strengths = torch.linspace(0, 4, levels)
     if published:
-        kind = str(rng.choice(list(published_distortions.LADDERS)))
+        kind = str(rng.choice(list(arniqa_distortions.LADDERS)))
         strengths = strengths.round()
-        degraded = published_distortions.distort(clean, kind, strengths, generator)
-        order = published_distortions.severity(kind, strengths)
+        degraded = arniqa_distortions.distort(clean, kind, strengths, generator)
+        order = arniqa_distortions.severity(kind, strengths)
     else:
         degraded, order = distortions.distort(clean, _draw(LADDER_KINDS, rng), strengths, generator), strengths
     return torch.stack([degraded[..., a, b] for a, b in overlapping(degraded, size, 2, rng)]), order

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from . import distortions, generated_distortions, published_distortions
+from . import arniqa_distortions, distortions, generated_distortions
 from .distortions import Distortion
 
 HURTS = {
@@ -72,10 +72,10 @@ def ladder(name: str, group: str, function: Distortion, values: tuple[float, ...
 
 def _published(name: str, group: str) -> Kind:
     def degrade(images: Tensor, level: Tensor, generator: torch.Generator | None) -> Tensor:
-        return published_distortions.distort(images, name, level, generator)
+        return arniqa_distortions.distort(images, name, level, generator)
 
     def severity(level: Tensor) -> Tensor:
-        return PUBLISHED_HURTS.get(name, 0.9) * published_distortions.severity(name, level)
+        return PUBLISHED_HURTS.get(name, 0.9) * arniqa_distortions.severity(name, level)
 
     return Kind(f"published_{name}", group, degrade, severity, whole=True)
 
@@ -86,7 +86,7 @@ def all_kinds() -> list[Kind]:
     own = [ladder(name, group_of[name], *found) for name, found in distortions.LADDERS.items()]
     published = [
         _published(name, "enlargement" if name == "pixelate" else group)
-        for group, names in published_distortions.GROUPS.items()
+        for group, names in arniqa_distortions.GROUPS.items()
         for name in names
     ]
     generated = [

@@ -11,8 +11,8 @@ from PIL import Image, ImageDraw
 from scipy.interpolate import CubicSpline
 from scipy.ndimage import gaussian_filter
 
+from iqguide.training import arniqa_distortions as published
 from iqguide.training import distortions
-from iqguide.training import published_distortions as published
 from iqguide.training.color_spaces import lab_to_rgb, rgb_to_lab
 from iqguide.training.data import clean_photographs
 
