@@ -466,10 +466,11 @@ def test_options_reach_the_pipeline(sample):
         assert (other[1][0] != plain[1][0]).any()
 
 
-def test_samples_say_how_they_were_made_and_a_second_run_replaces_them(run, pipeline, tmp_path):
+def test_samples_say_how_they_were_made_and_are_replaced_when_asked(run, pipeline, tmp_path):
     common = ["--pipeline", pipeline, "--size", 32, "--out", tmp_path, *RANDOM]
-    for steps in (2, 3):
-        assert run("sample", "a cat", "--steps", steps, *common)[0] == 0
+    assert run("sample", "a cat", "--steps", 2, *common)[0] == 0
+    assert run("sample", "a cat", "--steps", 3, *common)[0] == 2
+    assert run("sample", "a cat", "--steps", 3, "--overwrite", *common)[0] == 0
     with Image.open(tmp_path / "0.png") as image:
         said = json.loads(image.text["iqguide"])
     assert said["num_inference_steps"] == 3
