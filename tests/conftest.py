@@ -86,7 +86,7 @@ def device(request) -> torch.device:
     return torch.device(request.param)
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def squeezenet():
     """torchvision's layers with random weights, and their state dict in the layout of the network's authors."""
     torchvision = pytest.importorskip("torchvision", exc_type=ImportError)

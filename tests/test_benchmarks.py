@@ -214,7 +214,7 @@ def test_writing_a_table_twice_changes_nothing_more(tmp_path):
 
 def test_the_page_has_every_marker():
     page = tables.README.read_text()
-    for name in ("demo-quality", "demo-costs", "demo-samples", "tiny-quality", "judges"):
+    for name in ("demo-quality", "demo-costs", "demo-samples", "demo-distance", "tiny-quality", "judges"):
         assert page.count(f"<!-- {name} -->") == page.count(f"<!-- /{name} -->") == 1
 
 

@@ -15,7 +15,6 @@ from diffusers import (
     FluxPipeline,
     StableDiffusionPipeline,
     StableDiffusionXLPipeline,
-    UNet2DConditionModel,
 )
 from made_photographs import texture, training_folder
 from PIL import Image
@@ -32,8 +31,8 @@ SCRIPTS = (
     "multi_gpu_sweep",
 )
 SHEETS = "distortion_ladders"
-STEPS = ("corpus", "autoencoder", "generator", "redrawn", "decoder", "denoised", "bundle")
-A_STEP = "0.0001"  # minutes: a single step
+STEPS = ("corpus", "losses", "autoencoder", "generator", "redrawn", "decoder", "denoised", "bundle")
+A_STEP = "0.001"  # minutes: a step or two
 
 
 @pytest.fixture(scope="module")
@@ -64,8 +63,14 @@ def corpus(recipe, folder, runs):
 
 
 @pytest.fixture(scope="module")
-def autoencoder(recipe, corpus, runs):
-    shared = ["--corpus", str(corpus), "--minutes", A_STEP, "--batch", "2", "--crop", "32"]
+def teacher_file(squeezenet, runs):
+    torch.save(squeezenet[2], runs / "squeezenet.pt")
+    return runs / "squeezenet.pt"
+
+
+@pytest.fixture(scope="module")
+def autoencoder(recipe, corpus, teacher_file, runs):
+    shared = ["--corpus", str(corpus), "--teacher", str(teacher_file), "--minutes", A_STEP, "--batch", "2"]
     recipe("autoencoder").main([*shared, "--out", str(runs / "vae")])
     return runs / "vae"
 
@@ -129,14 +134,8 @@ def test_autoencoder_is_one_of_diffusers(autoencoder):
     images = torch.rand(1, 3, 64, 64)
     with torch.no_grad():
         latents = vae.encoder(images * 2 - 1)
-        assert latents.shape == (1, 32, 8, 8)
+        assert latents.shape == (1, 16, 8, 8)
         assert vae.decoder(latents).shape == images.shape
-
-
-@pytest.fixture
-def teacher_file(squeezenet, tmp_path):
-    torch.save(squeezenet[2], tmp_path / "squeezenet.pt")
-    return tmp_path / "squeezenet.pt"
 
 
 @pytest.mark.parametrize("share", ["0", "1"])
@@ -168,7 +167,7 @@ def test_redrawing_keeps_the_scene(recipe):
 
 
 def test_energy_and_teacher_see_blur_where_the_pixels_hardly_change(recipe, teacher_file):
-    module = recipe("decoder")
+    module = recipe("losses")
     images = 0.5 + 0.1 * torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     flat = torch.full_like(images, 0.5)
     half = 0.5 + (images - 0.5) / 2
@@ -183,28 +182,37 @@ def test_energy_and_teacher_see_blur_where_the_pixels_hardly_change(recipe, teac
     assert decoded.grad.abs().sum() > 0
 
 
-def test_a_network_grown_to_more_latent_channels_says_what_it_said(recipe):
-    wide = recipe("generator").build_unet().eval()
-    narrow = UNet2DConditionModel.from_config({**wide.config, "in_channels": 8, "out_channels": 8}).eval()
-    recipe("autoencoder").grow(wide, narrow)
-    latents, words = torch.randn(2, 32, 16, 16), torch.randn(2, 16, 128)
-    with torch.no_grad():
-        said, before = wide(latents, 500, words).sample, narrow(latents[:, :8], 500, words).sample
-    torch.testing.assert_close(said[:, :8], before, rtol=1e-4, atol=1e-5)
-
-
-def test_an_autoencoder_grows_from_one_of_fewer_channels(recipe, corpus, runs):
+def test_half_of_the_latents_gives_half_of_the_picture(recipe, monkeypatch):
     module = recipe("autoencoder")
-    before = AutoencoderTiny.from_config({**module.build().config, "latent_channels": 8})
-    before.save_pretrained(runs / "narrow")
-    shared = ["--corpus", str(corpus), "--minutes", A_STEP, "--batch", "2", "--crop", "32"]
-    module.main([*shared, "--init", str(runs / "narrow"), "--out", str(runs / "grown")])
-    grown = AutoencoderTiny.from_pretrained(runs / "grown")
-    images = torch.rand(1, 3, 64, 64) * 2 - 1
-    with torch.no_grad():  # after a step or two
-        latents = grown.encoder(images)
-        torch.testing.assert_close(latents[:, :8], before.encoder(images), rtol=0, atol=0.2)
-    assert latents.shape == (1, 32, 8, 8)
+    vae, images = module.build(), torch.rand(2, 3, 64, 64)
+    for share, side in ((0.0, 64), (1.0, 32)):
+        monkeypatch.setattr(module, "HALVED", share)
+        latents, decoded, wanted = module.reconstruct(vae, images)
+        assert latents.shape == (2, 16, 8, 8)
+        assert decoded.shape == wanted.shape == (2, 3, side, side)
+    torch.testing.assert_close(wanted, torch.nn.functional.avg_pool2d(images, 2))
+
+
+def test_latents_get_noise_of_a_strength_of_their_own(recipe):
+    module = recipe("autoencoder")
+    spread = module.with_noise(torch.zeros(400, 16, 8, 8)).flatten(1).std(1)
+    assert spread.max() < module.LATENT_NOISE * 1.1
+    assert spread.mean().item() == pytest.approx(module.LATENT_NOISE / 2, rel=0.15)
+    assert spread.min() < module.LATENT_NOISE / 20
+
+
+def test_training_goes_on_from_what_there_is(recipe, corpus, autoencoder, generator, teacher_file, runs):
+    shared = ["--corpus", str(corpus), "--minutes", "1e-9", "--batch", "2"]
+    recipe("autoencoder").main(
+        [*shared, "--teacher", str(teacher_file), "--init", str(autoencoder), "--out", str(runs / "same")]
+    )
+    before, after = (AutoencoderTiny.from_pretrained(path).state_dict() for path in (autoencoder, runs / "same"))
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    pipeline = StableDiffusionPipeline.from_pretrained(generator / "pipeline")
+    state = recipe("generator").start(pipeline.tokenizer, 1e-3, "cpu", generator / "pipeline")
+    for part, network in (("unet", pipeline.unet), ("text", pipeline.text_encoder)):
+        for name, value in network.state_dict().items():
+            assert torch.equal(state.model[part].state_dict()[name], value)
 
 
 def test_saved_config_files_are_tidy(generator):
@@ -230,10 +238,17 @@ def test_generator_is_a_pipeline_that_follows_prompts(recipe, generator, caplog)
         assert len(pipe.tokenizer(word).input_ids) == 3
 
 
-def test_prompts_name_the_outer_thirds(recipe):
+def test_prompts_name_the_outer_thirds(recipe, runs):
     module = recipe("generator")
-    attributes = np.array([[0.0, 9.0, 5.0, 5.0]] * 400)
-    lines = module.prompts(attributes, np.array([[1.0] * 4, [8.0] * 4]), np.random.default_rng(0))
+    attributes = torch.tensor([[0.0, 9.0, 5.0, 5.0], [5.0] * 4, [9.0, 0.0, 5.0, 5.0]])
+    attributes[:, 2:] += torch.tensor([[0.0], [1.0], [0.0]])  # the middle row is the highest of these
+    fitting = module.fitting_words(attributes)
+    assert fitting[:, :2].tolist() == [[1, 2], [0, 0], [2, 1]]
+    words = module.Words(attributes, module.build_tokenizer(runs / "thirds"), "cpu")
+    words.fitting = torch.tensor([[1, 2, 0, 0]])
+    tokens = words.tokens(torch.zeros(400, dtype=torch.long))
+    lines = words.tokenizer.batch_decode(tokens, skip_special_tokens=True)
+    lines = [line.replace(" ,", ",").strip() for line in lines]
     assert set(lines) == {"", "dark", "colourful", "dark, colourful", "colourful, dark"}
     said = np.mean(["dark" in line for line in lines])
     assert said == pytest.approx(0.8 * 0.85, abs=4 * np.sqrt(0.68 * 0.32 / 400))
@@ -242,7 +257,7 @@ def test_prompts_name_the_outer_thirds(recipe):
 def test_generator_resumes(recipe, corpus, autoencoder, generator):
     before = torch.load(generator / "checkpoint.pt", weights_only=True)
     arguments = ["--corpus", str(corpus), "--vae", str(autoencoder), "--out", str(generator), "--batch", "2"]
-    state = recipe("generator").start(recipe("generator").build_tokenizer(generator / "words"), 1e-3)
+    state = recipe("generator").start(recipe("generator").build_tokenizer(generator / "words"), 1e-3, "cpu")
     recipe("generator").resume(state, generator / "checkpoint.pt")
     assert (state.step, state.share) == (before["step"], before["share"])
     for key, value in state.model.state_dict().items():

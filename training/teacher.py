@@ -43,6 +43,11 @@ class Squeezenet:
         if missing:
             raise WeightsError(f"{path} has no {missing[0]}; expected SqueezeNet 1.0 in its authors' names.")
 
+    def to(self, device: torch.device | str) -> Squeezenet:
+        """Move the weights to a device, in place; returns itself."""
+        self.weights = {name: value.to(device) for name, value in self.weights.items()}
+        return self
+
     def _conv(self, x: Tensor, name: str, stride: int = 1, padding: int = 0) -> Tensor:
         weight, bias = self.weights[f"{name}.weight"], self.weights[f"{name}.bias"]
         return F.relu(F.conv2d(x, weight.to(x.dtype), bias.to(x.dtype), stride, padding))

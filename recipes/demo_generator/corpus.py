@@ -2,10 +2,10 @@
 
     python recipes/demo_generator/corpus.py --data DIR --out corpus.npz
 
-Every patch is a 128-pixel crop of a clean photograph at a random scale. About one in five stays clean; the others are
-blurred or grainy at a random strength that the autoencoder keeps (it draws neither a faint blur nor the blocks of a
-codec), grainy more often, because a generator draws fewer grainy pictures than it has seen. The words describe
-brightness, colour, texture and tint of the patch before it was degraded, so they say nothing about its quality.
+Every patch is a 128-pixel crop of a clean photograph at a random scale, most of them wide enough to show what it is a
+picture of. About one in three stays clean; the others are blurred, grainy or blocky at a random strength that is plain
+to see. The words describe brightness, colour, texture and tint of the patch before it was degraded, so they say nothing
+about its quality.
 
 The file holds `images` (N, 3, 128, 128) uint8, `kinds` (N,) as an index into KINDS, and `attributes` (N, 4).
 """
@@ -13,6 +13,9 @@ The file holds `images` (N, 3, 128, 128) uint8, `kinds` (N,) as an index into KI
 from __future__ import annotations
 
 import argparse
+from contextlib import ExitStack
+from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
@@ -23,14 +26,16 @@ from tqdm import tqdm
 from iqguide.training import distortions
 from iqguide.training.crops import read
 from iqguide.training.data import Photograph, clean_photographs, good_photographs, scored_photographs
+from iqguide.training.datasets import load_dataset
 
 SIZE = 128
-KINDS = ("clean", "blur", "noise")
+KINDS = ("clean", "blur", "noise", "blocks")
 DEGRADATIONS = (  # one row a kind after the first: function, weakest and strongest parameter
-    (distortions.gaussian_blur, 2.2, 4.5),
-    (distortions.grain, 0.12, 0.22),
+    (distortions.gaussian_blur, 1.5, 3.5),
+    (distortions.grain, 0.07, 0.16),
+    (distortions.jpeg, 14, 4),
 )
-SHARES = (0.22, 0.3, 0.48)  # of the kinds
+SHARES = (0.34, 0.22, 0.22, 0.22)  # of the kinds
 WORDS = (("dark", "bright"), ("grey", "colourful"), ("smooth", "busy"), ("cool", "warm"))
 
 
@@ -44,16 +49,20 @@ def attributes(images: torch.Tensor) -> torch.Tensor:
 
 
 def photographs(data: Path) -> list[Photograph]:
-    """The clean photographs, and the better half of the human-scored ones (which are reduced before use)."""
-    good = good_photographs(scored_photographs(data))
+    """The clean photographs, and the better ones of the human-scored (which are reduced before use)."""
+    scored = scored_photographs(data)
+    if (data / "biq2021").is_dir():
+        laboratory = load_dataset("csv", data / "biq2021" / "mos.csv", (0, 1))
+        scored += [Photograph(sample.image, 100 * sample.mos) for sample in laboratory]
+    good = good_photographs(scored)
     return clean_photographs(data) + sorted(good, key=lambda photograph: photograph.path)
 
 
 def crop(photograph: Photograph, count: int, rng: np.random.Generator) -> list[np.ndarray]:
-    """Random square crops at scales from nearly the whole picture to twice reduced, resampled to SIZE."""
+    """Random square crops, from SIZE (of a scored photograph: half of it) to the whole, resampled to SIZE."""
     photo = read(photograph.path)
     short = min(photo.size)
-    least = SIZE * (1.0 if photograph.mos is None else 2.0)
+    least = SIZE if photograph.mos is None else max(SIZE, short / 2)
     patches = []
     while len(patches) < count:
         side = int(np.exp(rng.uniform(np.log(min(least, short)), np.log(short))))
@@ -76,27 +85,34 @@ def degrade(images: torch.Tensor, generator: torch.Generator) -> tuple[torch.Ten
     return out, kind
 
 
+def patches_of(numbered: tuple[int, Photograph], count: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Images, kinds and attributes of `count` patches of a photograph; its number seeds what is random."""
+    number, photograph = numbered
+    rng, generator = np.random.default_rng(number), torch.Generator().manual_seed(number)
+    clean = torch.from_numpy(np.stack(crop(photograph, count, rng))).permute(0, 3, 1, 2) / 255
+    degraded, kind = degrade(clean, generator)
+    return (degraded * 255).round().byte().numpy(), kind.numpy(), attributes(clean).numpy()
+
+
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data", type=Path, required=True, help="folder with pristine/ and live-challenge/")
+    parser.add_argument("--data", type=Path, required=True, help="folder with pristine/, live-challenge/ and biq2021/")
     parser.add_argument("--out", type=Path, default=Path("corpus.npz"))
-    parser.add_argument("--patches", type=int, default=40, help="per photograph")
+    parser.add_argument("--patches", type=int, default=16, help="per photograph")
+    parser.add_argument("--workers", type=int, default=0, help="further processes that do the work")
     args = parser.parse_args(arguments)
-    rng, generator = np.random.default_rng(0), torch.Generator().manual_seed(0)
-    images, kinds, values = [], [], []
-    for photograph in tqdm(photographs(args.data), desc="patches"):
-        clean = torch.from_numpy(np.stack(crop(photograph, args.patches, rng))).permute(0, 3, 1, 2) / 255
-        degraded, kind = degrade(clean, generator)
-        images.append((degraded * 255).round().byte())
-        kinds.append(kind)
-        values.append(attributes(clean))
-    order = torch.randperm(sum(map(len, kinds)), generator=generator)
-    np.savez(
-        args.out,
-        images=torch.cat(images)[order].numpy(),
-        kinds=torch.cat(kinds)[order].numpy(),
-        attributes=torch.cat(values)[order].numpy(),
-    )
+    found, make = photographs(args.data), partial(patches_of, count=args.patches)
+    images = np.empty((len(found) * args.patches, 3, SIZE, SIZE), np.uint8)
+    kinds, values = np.empty(len(images), np.int64), np.empty((len(images), len(WORDS)), np.float32)
+    order = np.random.default_rng(0).permutation(len(images)).reshape(-1, args.patches)
+    with ExitStack() as stack:
+        made = map(make, enumerate(found))
+        if args.workers:
+            processes = get_context("spawn").Pool(args.workers, torch.set_num_threads, (1,))
+            made = stack.enter_context(processes).imap(make, enumerate(found), chunksize=8)
+        for rows, content in zip(order, tqdm(made, desc="photographs", total=len(found)), strict=True):
+            images[rows], kinds[rows], values[rows] = content
+    np.savez(args.out, images=images, kinds=kinds, attributes=values)
 
 
 if __name__ == "__main__":

@@ -3,8 +3,7 @@
     python recipes/demo_generator/decoder.py --corpus corpus.npz --vae runs/vae --teacher squeezenet.pt --out runs/sharp
 
 A pixel loss alone answers with the mean of what the latents leave open, and that mean is blurred. Three losses ask for
-the texture instead: the local energy of the detail bands, the feature maps of a SqueezeNet (the perceptual loss of
-Johnson et al. 2016, arXiv 1603.08155, on maps of unit length as in LPIPS, arXiv 1801.03924), and a hinge discriminator
+the texture instead: the local energy of the detail bands, the feature maps of a SqueezeNet, and a hinge discriminator
 that sees the latents beside the picture, so that what is coded as blurred or noisy stays so. `--redrawn` adds latents
 as the generator leaves them (redrawn.py), which are softer than the encoder's.
 """
@@ -16,17 +15,16 @@ import time
 from itertools import pairwise
 from pathlib import Path
 
-import numpy as np
 import torch
-from autoencoder import LATENT_CHANNELS, batch, detail_bands, save, warm_up_and_decay
+from autoencoder import LATENT_CHANNELS, add_device, batch, load_pictures, save, warm_up_and_decay, with_noise
 from diffusers import AutoencoderTiny
+from losses import log_energy_loss, perceptual_loss
 from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
 from iqguide.training.teacher import Squeezenet
 
-LAYERS = (1, 2, 3, 5)
 LEARNING_RATE = 8e-4
 
 
@@ -36,7 +34,7 @@ class Discriminator(nn.Module):
     Returns its verdicts and the features of its layers.
     """
 
-    def __init__(self, width: int = 32) -> None:
+    def __init__(self, width: int = 64) -> None:
         super().__init__()
         spectral = nn.utils.parametrizations.spectral_norm
         sizes = (3, width, width * 2, width * 4)
@@ -53,34 +51,10 @@ class Discriminator(nn.Module):
         return self.head(x), features
 
 
-def log_energy_loss(decoded: Tensor, images: Tensor) -> Tensor:
-    """L1 distance of the logarithm of the local RMS (8x8 windows at the band's own size) of the detail bands.
-
-    A ratio, so faint texture counts as much as strong edges.
-    """
-    loss = decoded.new_zeros(())
-    for a, b in zip(detail_bands(decoded), detail_bands(images), strict=True):
-        log_a, log_b = (0.5 * (F.avg_pool2d(band.square(), 8, 4) + 1e-5).log() for band in (a, b))
-        loss = loss + (log_a - log_b).abs().mean()
-    return loss
-
-
-def unit_length(maps: list[Tensor]) -> list[Tensor]:
-    return [x * (x.square().sum(1, keepdim=True) + 1e-4).rsqrt() for x in maps]
-
-
-def perceptual_loss(teacher: Squeezenet, decoded: Tensor, images: Tensor) -> Tensor:
-    """Squared distance of the teacher's maps, each pixel's features at unit length, summed over the layers."""
-    with torch.no_grad():
-        wanted = unit_length(teacher.maps(images, LAYERS))
-    maps = unit_length(teacher.maps(decoded, LAYERS))
-    return sum((a - b).square().sum(1).mean() for a, b in zip(maps, wanted, strict=True))
-
-
 def adversarial_loss(judge: Discriminator, decoded: Tensor, images: Tensor, latents: Tensor, redrawn: bool) -> Tensor:
     """What the decoder is to lower: the judge's doubt, and its features' distance from those of the very picture."""
     judge.requires_grad_(False)
-    with torch.autocast("cpu", torch.bfloat16):
+    with torch.autocast(images.device.type, torch.bfloat16):
         verdict, features = judge(decoded, latents)
         with torch.no_grad():
             wanted = judge(images, latents)[1]
@@ -93,15 +67,15 @@ def adversarial_loss(judge: Discriminator, decoded: Tensor, images: Tensor, late
 
 def judge_step(
     judge: Discriminator, optimiser: torch.optim.Optimizer, decoded: Tensor, images: Tensor, latents: Tensor
-) -> float:
+) -> Tensor:
     """One step of the judge with the hinge loss; returns the loss."""
-    with torch.autocast("cpu", torch.bfloat16):
+    with torch.autocast(images.device.type, torch.bfloat16):
         real, fake = judge(images, latents)[0], judge(decoded.detach(), latents)[0]
     loss = F.relu(1 - real.float()).mean() + F.relu(1 + fake.float()).mean()
     optimiser.zero_grad(set_to_none=True)
     loss.backward()
     optimiser.step()
-    return loss.item()
+    return loss.detach()
 
 
 class Pairs:
@@ -109,21 +83,22 @@ class Pairs:
 
     def __init__(self, vae: AutoencoderTiny, args: argparse.Namespace) -> None:
         self.encoder, self.size, self.crop = vae.encoder, args.batch, args.crop
-        self.corpus = torch.from_numpy(np.load(args.corpus)["images"])
-        self.redrawn = torch.load(args.redrawn, weights_only=True) if args.redrawn else None
+        self.corpus = load_pictures(args.corpus, args.device)
+        self.redrawn = torch.load(args.redrawn, args.device, weights_only=True) if args.redrawn else None
         self.generator = torch.Generator().manual_seed(0)
 
     def encoded(self) -> tuple[Tensor, Tensor]:
         """Latents with a little noise, so that the decoder is smooth, and images in [0, 1]."""
         images = batch(self.corpus, self.size, self.crop, self.generator)
-        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        with torch.no_grad(), torch.autocast(images.device.type, torch.bfloat16):
             latents = self.encoder(images * 2 - 1).float()
-        return latents + 0.1 * torch.randn(latents.shape, generator=self.generator), images
+        return with_noise(latents), images
 
     def drawn_again(self) -> tuple[Tensor, Tensor]:
         """The generator's latents and the images that they were before noise."""
         latents, images = self.redrawn["latents"], self.redrawn["images"]
-        picks, side = torch.randint(len(latents), (self.size,), generator=self.generator), self.crop // 8
+        picks = torch.randint(len(latents), (self.size,), generator=self.generator).to(latents.device)
+        side = self.crop // 8
         x, y = (torch.randint(latents.shape[-1] - side + 1, (), generator=self.generator).item() for _ in "xy")
         crops = images[picks, :, 8 * y : 8 * y + self.crop, 8 * x : 8 * x + self.crop].float() / 255
         return (
@@ -134,19 +109,19 @@ class Pairs:
 
 def train(vae: AutoencoderTiny, teacher: Squeezenet, args: argparse.Namespace) -> None:
     """Train the decoder for `args.minutes`, in place."""
-    vae.to(memory_format=torch.channels_last).encoder.requires_grad_(False)
-    pairs, judge = Pairs(vae, args), Discriminator().to(memory_format=torch.channels_last)
+    vae.to(args.device, memory_format=torch.channels_last).encoder.requires_grad_(False)
+    pairs, judge = Pairs(vae, args), Discriminator().to(args.device, memory_format=torch.channels_last)
     optimiser = torch.optim.AdamW(vae.decoder.parameters(), LEARNING_RATE, betas=(0.9, 0.95), weight_decay=1e-3)
     judge_optimiser = torch.optim.AdamW(judge.parameters(), 4e-4, betas=(0.5, 0.95))
-    start, saved, step = time.time(), 0.0, 0
-    progress = tqdm(total=100, desc="decoder", unit="%")
+    start, saved, step = time.time(), time.time(), 0
+    progress = tqdm(total=100, desc="decoder", unit="%", mininterval=5)
     while (share := (time.time() - start) / (args.minutes * 60)) < 1:
         progress.update(int(share * 100) - progress.n)
         for group in optimiser.param_groups:
             group["lr"] = LEARNING_RATE * warm_up_and_decay(step, share)
         redrawn = bool(args.redrawn) and torch.rand((), generator=pairs.generator).item() < args.redrawn_share
         latents, images = pairs.drawn_again() if redrawn else pairs.encoded()
-        with torch.autocast("cpu", torch.bfloat16):
+        with torch.autocast(images.device.type, torch.bfloat16):
             decoded = ((vae.decoder(latents) + 1) / 2).float()  # the decoder answers in [-1, 1]
         error = decoded - images
         perceptual = perceptual_loss(teacher, decoded, images)
@@ -166,7 +141,7 @@ def train(vae: AutoencoderTiny, teacher: Squeezenet, args: argparse.Namespace) -
         if step % 50 == 0:
             l1 = error.abs().mean().item()
             progress.set_postfix(
-                step=step, l1=f"{l1:.3f}", perceptual=f"{perceptual.item():.3f}", judge=f"{verdict:.3f}"
+                step=step, l1=f"{l1:.3f}", perceptual=f"{perceptual.item():.3f}", judge=f"{verdict.item():.3f}"
             )
         if time.time() - saved > 120:
             save(vae, args.out / "checkpoint")
@@ -187,10 +162,12 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--perceptual", type=float, default=0.12, help="weight of the teacher's maps (%(default)s)")
     parser.add_argument("--adversarial", type=float, default=0.08, help="weight of the judge (%(default)s)")
     parser.add_argument("--redrawn-share", type=float, default=0.4, help="of the batches (%(default)s)")
+    add_device(parser)
     args = parser.parse_args(arguments)
     torch.manual_seed(0)
+    torch.backends.cudnn.benchmark = True  # the batches have few sizes
     vae = AutoencoderTiny.from_pretrained(args.vae)
-    train(vae, Squeezenet(args.teacher), args)
+    train(vae, Squeezenet(args.teacher).to(args.device), args)
     save(vae, args.out)
 
 

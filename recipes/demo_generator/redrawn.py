@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from autoencoder import add_device
 from diffusers import StableDiffusionPipeline
 from torch import Tensor
 from tqdm import tqdm
@@ -25,13 +26,13 @@ FIRST_STEPS = (11, 22)
 @torch.no_grad()
 def redraw(pipe: StableDiffusionPipeline, images: Tensor, first: int, generator: torch.Generator) -> Tensor:
     """Encode images (N, 3, H, W) in [0, 1], add the noise of step `first` and denoise from there, without a prompt."""
-    pipe.scheduler.set_timesteps(STEPS)
+    pipe.scheduler.set_timesteps(STEPS, device=images.device)
     timesteps = pipe.scheduler.timesteps[first:]
-    tokens = pipe.tokenizer([""] * len(images), padding="max_length", return_tensors="pt").input_ids
+    tokens = pipe.tokenizer([""] * len(images), padding="max_length", return_tensors="pt").input_ids.to(images.device)
     context = pipe.text_encoder(tokens).last_hidden_state
-    with torch.autocast("cpu", torch.bfloat16):
+    with torch.autocast(images.device.type, torch.bfloat16):
         latents = pipe.vae.encoder(images * 2 - 1).float()
-        noise = torch.randn(latents.shape, generator=generator)
+        noise = torch.randn(latents.shape, generator=generator).to(images.device)
         latents = pipe.scheduler.add_noise(latents, noise, timesteps[:1].expand(len(latents)))
         for timestep in timesteps:
             velocity = pipe.unet(latents, timestep, context).sample.float()
@@ -45,14 +46,17 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--pipeline", type=Path, required=True, help="the demo generator's pipeline folder")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--pictures", type=int, default=4000)
+    parser.add_argument("--batch", type=int, default=32)
+    add_device(parser)
     args = parser.parse_args(arguments)
-    pipe, generator = StableDiffusionPipeline.from_pretrained(args.pipeline), torch.Generator().manual_seed(0)
+    pipe = StableDiffusionPipeline.from_pretrained(args.pipeline).to(args.device)
+    generator = torch.Generator().manual_seed(0)
     corpus = np.load(args.corpus)["images"]
     images = torch.from_numpy(corpus[np.random.default_rng(0).permutation(len(corpus))[: args.pictures]])
     latents = []
-    for chunk in tqdm(images.split(32), desc="drawing again"):
+    for chunk in tqdm(images.split(args.batch), desc="drawing again"):
         first = torch.randint(*FIRST_STEPS, (), generator=generator).item()
-        latents.append(redraw(pipe, chunk.float() / 255, first, generator).half())
+        latents.append(redraw(pipe, chunk.to(args.device) / 255, first, generator).half().cpu())
     torch.save({"latents": torch.cat(latents), "images": images}, args.out)
 
 
