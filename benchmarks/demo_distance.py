@@ -24,7 +24,7 @@ from photographs import clean_crops
 from tables import README, table, write_between
 from torch import Tensor
 
-from iqguide.cli.sample import load_pipeline
+from iqguide.cli.pipelines import load_pipeline
 from iqguide.models.lite import Lite
 from iqguide.training.pretrained import load_pretrained, pretrained_file
 
