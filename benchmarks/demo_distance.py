@@ -5,9 +5,10 @@
 
 As the FID (Heusel et al. 2017, arXiv 1706.08500), with other features: what `lite` pools over the stages of its
 EfficientNet-Lite0 at ImageNet's own weights, before it learnt any quality, each in standard deviations over the clean
-crops. The crops are cut from the clean photographs of DATA/pristine, 128 px at random scales, as many as there are
-pictures. A generator of mixed quality cannot reach 0; `mixed` is the distance of the crops of others, degraded as
-the demo generator's training pictures are. Like the FID it falls with the number of pictures: compare equal numbers.
+crops. The crops are cut from the clean photographs of DATA/pristine, 128 px at random scales. Like the FID it falls
+with the number of pictures, so other clean crops, as many, are measured too: "above clean" is what exceeds theirs.
+A generator of mixed quality cannot reach 0; `mixed` is these other crops, degraded as the demo generator's training
+pictures are.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from iqguide.cli.pipelines import load_pipeline
 from iqguide.models.lite import Lite
 from iqguide.training.pretrained import load_pretrained, pretrained_file
 
+REFERENCE = 16  # crops of each clean photograph, at least
 RECIPES = Path(__file__).resolve().parents[1] / "recipes" / "demo_generator"
 
 
@@ -85,19 +87,22 @@ def main(arguments: list[str] | None = None) -> None:
     device, model = torch.device(args.device), eyes(args.weights)
     paths = sorted((args.data / "pristine" / "images").glob("*"))
     each = -(-args.count // len(paths))
-    crops, others = (clean_crops(paths, each, seed)[torch.randperm(each * len(paths))] for seed in (0, 1))
-    reference = features(crops[: args.count], model)
+    reference = features(clean_crops(paths, max(each, REFERENCE), seed=0), model)
+    others = clean_crops(paths, each, seed=1)
+    others = others[torch.randperm(len(others), generator=torch.Generator().manual_seed(0))]
     scale = reference.std(0) + 1e-6
     sources = {"clean, other crops": others, "mixed": mixed_crops(others)}
     sources |= {str(folder): load(sorted(folder.iterdir())) for folder in args.pictures}
     for pipeline in args.pipelines:
         sources[pipeline] = torch.cat(list(drawn(pipeline, args.count, args.batch, device)))
-    rows = []
+    distances = {}
     for name, images in sources.items():
-        images = images[: args.count]
-        distance = frechet_distance(features(images, model) / scale, reference / scale)
-        rows.append([name, len(images), f"{distance:.1f}"])
-    text = table(("pictures", "number", "distance"), rows)
+        if len(images) < args.count:
+            raise SystemExit(f"{name} has {len(images)} pictures; expected {args.count}: give a lower --count.")
+        distances[name] = frechet_distance(features(images[: args.count], model) / scale, reference / scale)
+    clean = distances["clean, other crops"]
+    rows = [[name, f"{distance:.0f}", f"{distance - clean:.0f}"] for name, distance in distances.items()]
+    text = f"{args.count} pictures each.\n\n" + table(("pictures", "distance", "above clean"), rows)
     print(text)
     if args.publish:
         write_between(README, "demo-distance", text)
