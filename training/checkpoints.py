@@ -162,10 +162,10 @@ def read_checkpoint(accelerator: Accelerator, config: RunSettings, state: State,
         FileNotFoundError: there is none, or it does not say with which settings it was made.
         ValueError: it is of a run with other settings or pictures, or damaged.
     """
-    found = written(config.folder)
-    if not found:
+    checkpoints = written(config.folder)
+    if not checkpoints:
         raise FileNotFoundError(f"there is no checkpoint in {config.folder} to resume from; start without --resume.")
-    last = found[-1]
+    last = checkpoints[-1]
     for name in (SETTINGS, STATE):
         if not (last / name).is_file():
             raise FileNotFoundError(

@@ -209,10 +209,10 @@ def parse_config(arguments: list[str] | None = None) -> tuple[FinetuneConfig, St
     parser.add_argument("--config", type=Path, help="JSON or TOML file of settings, or a run.json to run again")
     add_flags(parser, FinetuneConfig)
     add_start_flags(parser)
-    given = vars(parser.parse_args(arguments))
-    started, path = Started(given.pop("resume"), given.pop("overwrite")), given.pop("config")
+    flags = vars(parser.parse_args(arguments))
+    started, path = Started(flags.pop("resume"), flags.pop("overwrite")), flags.pop("config")
     try:
         values = read_config(path) if path else {}
     except (ValueError, OSError) as error:
         parser.error(str(error))
-    return build(FinetuneConfig, values | given, parser), started
+    return build(FinetuneConfig, values | flags, parser), started

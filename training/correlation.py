@@ -154,16 +154,16 @@ def intervals(
     fitted = fitted_scores(scores, mos, parameters)
     names, group = np.unique(np.asarray(groups), return_inverse=True)
     members = [np.flatnonzero(group == number) for number in range(len(names))]
-    rng, found = np.random.default_rng(seed), []
-    while len(found) < draws:
+    rng, resampled = np.random.default_rng(seed), []
+    while len(resampled) < draws:
         picks = np.concatenate([members[number] for number in rng.integers(0, len(names), len(names))])
         s, o, f = scores[picks], mos[picks], fitted[picks]
         if np.ptp(s) == 0 or np.ptp(o) == 0 or np.ptp(f) == 0:  # one picture drawn over and over has no correlation
             continue
         ranks = (stats.rankdata(s), stats.rankdata(o))  # without scipy's tests of significance, which cost most
         linear = [np.corrcoef(*pair)[0, 1] for pair in (ranks, (s, o), (f, o))]
-        found.append([*linear, stats.kendalltau(s, o)[0]])
-    ends = np.percentile(found, INTERVAL, axis=0).T
+        resampled.append([*linear, stats.kendalltau(s, o)[0]])
+    ends = np.percentile(resampled, INTERVAL, axis=0).T
     return {
         name: (float(low), float(high))
         for name, (low, high) in zip(("srcc", "plcc", "plcc_fitted", "krcc"), ends, strict=True)

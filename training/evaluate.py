@@ -63,17 +63,17 @@ def score_samples(
     check_headers(path for s in samples for path in ((s.image, s.reference) if full_reference else (s.image,)))
     state = PartialState()
     mine = range(state.process_index, len(samples), state.num_processes)
-    found = []
+    scores = []
     for index in tqdm(mine, desc="scoring", unit="image", disable=not state.is_main_process, delay=1):
         sample = samples[index]
-        given = [load_images(sample.image, size=size).to(device)]
+        pictures = [load_images(sample.image, size=size).to(device)]
         if full_reference:
-            given.append(load_images(sample.reference, size=size).to(device))
-        score = model(*given).item()
+            pictures.append(load_images(sample.reference, size=size).to(device))
+        score = model(*pictures).item()
         if score != score:
             raise ValueError(f"{sample.image} has the score NaN; look at the weights of the model.")
-        found.append((index, score))
-    everything = gather_object(found)
+        scores.append((index, score))
+    everything = gather_object(scores)
     return np.array([score for _, score in sorted(everything)])
 
 
@@ -118,14 +118,14 @@ def summarise(
     """
     mos = np.array([sample.normalised_mos for sample in samples])
     if protocol != "ten":
-        found: dict[str, Any] = correlations(scores, mos, parameters)
+        figures: dict[str, Any] = correlations(scores, mos, parameters)
         if draws:
             groups = [sample.group or str(sample.image) for sample in samples]
-            found["intervals"] = intervals(scores, mos, groups, draws, parameters=parameters)
-        return found
+            figures["intervals"] = intervals(scores, mos, groups, draws, parameters=parameters)
+        return figures
     splits = [correlations(scores[test], mos[test], parameters) for _, test in seeded_splits(samples)]
     names = ("srcc", "plcc", "plcc_fitted", "krcc", "pairwise")
-    found = {name: float(np.mean([split[name] for split in splits])) for name in names}
-    found["n"] = len(samples)
-    found["std"] = {name: float(np.std([split[name] for split in splits], ddof=1)) for name in names}
-    return found | {"splits": splits}
+    figures = {name: float(np.mean([split[name] for split in splits])) for name in names}
+    figures["n"] = len(samples)
+    figures["std"] = {name: float(np.std([split[name] for split in splits], ddof=1)) for name in names}
+    return figures | {"splits": splits}

@@ -201,9 +201,9 @@ def losses(model: BPCLIP, known: Known, args: FitSettings, generator: torch.Gene
 
     def raw(maps: Tensor) -> Tensor:
         with torch.autocast(device.type, torch.bfloat16):
-            found = vectors(model, maps.to(device))
+            levels = vectors(model, maps.to(device))
         # as `tiny` counts: a clean photograph is near 0, a ruined one near -4.5
-        return raw_units(100 * model.judge(found))
+        return raw_units(100 * model.judge(levels))
 
     ranking, severity = [], []
     for kind, count in zip(

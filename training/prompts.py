@@ -146,9 +146,9 @@ def parse(arguments: list[str] | None = None) -> tuple[PromptConfig, Started]:
     parser = Parser(prog="accelerate launch -m iqguide.training.prompts")
     add_flags(parser, PromptConfig)
     add_start_flags(parser)
-    given = vars(parser.parse_args(arguments))
-    started = Started(given.pop("resume"), given.pop("overwrite"))
-    return build(PromptConfig, given, parser), started
+    flags = vars(parser.parse_args(arguments))
+    started = Started(flags.pop("resume"), flags.pop("overwrite"))
+    return build(PromptConfig, flags, parser), started
 
 
 def train_ten(config: PromptConfig, started: Started = START) -> dict[str, dict[str, float]]:

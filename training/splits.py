@@ -44,11 +44,11 @@ def seeded_splits(
     if len(names) < 2:
         raise ValueError("all pictures have one reference; expected two or more, so that some can be held out.")
     size = min(max(1, round(held_out * len(names))), len(names) - 1)
-    found = []
+    splits = []
     for seed in range(count):
         held = np.random.default_rng(seed).permutation(len(names))[:size]
-        found.append((np.flatnonzero(~np.isin(group, held)), np.flatnonzero(np.isin(group, held))))
-    return found
+        splits.append((np.flatnonzero(~np.isin(group, held)), np.flatnonzero(np.isin(group, held))))
+    return splits
 
 
 def named_split(samples: list[Sample], name: str, dataset: str) -> tuple[np.ndarray, np.ndarray]:
@@ -127,22 +127,22 @@ def split_of_file(samples: list[Sample], path: Path) -> tuple[np.ndarray, np.nda
         raise ValueError(
             f"{path} has no list of test pictures; expected entries with an image, or train and test lists."
         )
-    found = {part: _places(lists.get(part, []), places, len(samples), path) for part in ("train", "test")}
-    rest = np.setdiff1d(np.arange(len(samples)), found["test"])
-    train = found["train"] if "train" in lists else rest
-    if np.intersect1d(train, found["test"]).size:
+    parts = {part: _places(lists.get(part, []), places, len(samples), path) for part in ("train", "test")}
+    rest = np.setdiff1d(np.arange(len(samples)), parts["test"])
+    train = parts["train"] if "train" in lists else rest
+    if np.intersect1d(train, parts["test"]).size:
         raise ValueError(f"{path} has pictures in both parts; expected each in one.")
-    return train, found["test"]
+    return train, parts["test"]
 
 
 def _places(entries: list, places: dict[str, int], count: int, path: Path) -> np.ndarray:
     names = [entry["image"] if isinstance(entry, dict) and "image" in entry else entry for entry in entries]
-    found = []
+    chosen = []
     for name in names:
         place = places.get(Path(name).name) if isinstance(name, str) else name
         if type(place) is not int or not 0 <= place < count:
             raise ValueError(
                 f"{path} names {name!r}, which the data set does not have; give the split of this data set."
             )
-        found.append(place)
-    return np.unique(found).astype(int)
+        chosen.append(place)
+    return np.unique(chosen).astype(int)

@@ -107,16 +107,16 @@ def make(config: FinetuneConfig) -> TrainingModel:
     return TrainingModel(model.to(memory_format=torch.channels_last), config.full_reference)
 
 
-def _sizes(name: str, given: dict[str, Any]) -> ClipConfig | BPCLIPConfig:
+def _sizes(name: str, sizes: dict[str, Any]) -> ClipConfig | BPCLIPConfig:
     """The sizes in a config file as the model wants them."""
     base = {"qualiclip": ClipConfig(), "bpclip": FULL, "bpclip-fr": FULL_REFERENCE, "bpclip-mini": MINI}.get(name)
-    if not isinstance(given, dict):
-        raise ValueError(f"config in options is {given!r}; expected sizes by their names.")
+    if not isinstance(sizes, dict):
+        raise ValueError(f"config in options is {sizes!r}; expected sizes by their names.")
     known = [] if base is None else [item.name for item in dataclasses.fields(base)]
-    unknown = [key for key in given if key not in known]
+    unknown = [key for key in sizes if key not in known]
     if unknown:
         raise ValueError(f"{name} has no size {unknown[0]!r}; expected some of: {', '.join(known) or 'none'}.")
-    return dataclasses.replace(base, **{key: tuple(v) if isinstance(v, list) else v for key, v in given.items()})
+    return dataclasses.replace(base, **{key: tuple(v) if isinstance(v, list) else v for key, v in sizes.items()})
 
 
 def groups(training_model: TrainingModel, config: FinetuneConfig) -> list[dict[str, Any]]:
