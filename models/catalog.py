@@ -63,7 +63,7 @@ LITE = ModelSpec(
     licence="Apache-2.0",
     filename="lite.safetensors",
     native_size=512,
-    least_size=128,
+    least_size=96,
     megabytes=7,
 )
 TINY = ModelSpec(

@@ -33,7 +33,7 @@ def files(tmp_path):
 
 
 def test_one_file_has_one_score_whichever_way_it_comes(files, model, capsys):
-    assert cli.main(["score", *map(str, files), "--json", "--device", "cpu"]) == 0
+    assert cli.main(["score", *map(str, files), "--model", "tiny", "--json", "--device", "cpu"]) == 0
     said = capsys.readouterr()
     assert said.err.endswith("3 of 3 images scored by tiny, short side at least 128 and at most 512 px.\n")
     expected = torch.tensor([row["score"] for row in json.loads(said.out)])
@@ -58,7 +58,10 @@ def test_it_can_be_switched_off_and_chosen(files, model, capsys):
     torch.testing.assert_close(rank(files, model, size=None).scores, plain, rtol=0, atol=2e-6)
     torch.testing.assert_close(rank(files, model, size=100).scores, at_100, rtol=0, atol=1e-5)
     for size, scores in ((0, plain), (100, at_100)):
-        assert cli.main(["score", *map(str, files), "--size", str(size), "--json", "--device", "cpu"]) == 0
+        assert (
+            cli.main(["score", *map(str, files), "--model", "tiny", "--size", str(size), "--json", "--device", "cpu"])
+            == 0
+        )
         found = [row["score"] for row in json.loads(capsys.readouterr().out)]
         assert found == pytest.approx(scores.tolist(), abs=1e-5)
 
