@@ -6,13 +6,12 @@ import json
 from collections.abc import Iterable
 from pathlib import Path
 
-from safetensors import safe_open
 from tqdm import tqdm
 
-from ..errors import written_whole
+from ..errors import WeightsError, written_whole
 from ..models.cache import find_weights
 from ..models.catalog import get_spec
-from ..models.weights import sha256_of
+from ..models.weights import read_weights, sha256_of
 
 KEY = "training"
 """Of the metadata: JSON with `seen`, the digests, or null where a former training is not known."""
@@ -31,15 +30,18 @@ def read_seen(model: str, weights: str | Path) -> set[str] | None:
         weights: "default" or the path of a file, as `create_model` takes it.
 
     Raises:
-        WeightsError: the file is missing.
+        WeightsError: the file is missing or damaged.
     """
     path = find_weights(get_spec(model), str(weights))
     if path.suffix != ".safetensors":
         return None
-    with safe_open(path, framework="pt") as file:
-        record = json.loads((file.metadata() or {}).get(KEY, "{}"))
-    seen = record.get("seen")
-    return None if seen is None else set(seen)
+    try:
+        seen = json.loads(read_weights(path)[1].get(KEY, "{}")).get("seen")
+        return None if seen is None else set(seen)
+    except (ValueError, TypeError, AttributeError) as error:
+        raise WeightsError(
+            f"{path} has a record of its training that cannot be read ({error}); get it again."
+        ) from error
 
 
 def write_seen(path: Path, pictures: Iterable[Path], former: set[str] | None = frozenset()) -> None:
