@@ -35,7 +35,7 @@ from tqdm import tqdm
 from iqguide import RewardGuidance, best_of_n, create_model, fk_steering, optimize_noise, rank, zero_order_search
 from iqguide.cli.pipelines import DEMO_CALL, load_pipeline
 from iqguide.images import save_image, to_pil, to_tensor
-from iqguide.search.result import SearchResult
+from iqguide.rerank import Ranking
 
 RESULTS = Path(__file__).parent / "results"
 SEEDS = 16  # of a group
@@ -80,13 +80,13 @@ def best_of_each(pipe: Any, reward: Any, group: Group) -> dict[str, Found]:
     return methods
 
 
-def timed(search: Callable[..., SearchResult], *arguments: Any, **options: Any) -> tuple[SearchResult, float]:
+def timed(search: Callable[..., Ranking], *arguments: Any, **options: Any) -> tuple[Ranking, float]:
     start = time.process_time()
     ranking = search(*arguments, **options)
     return ranking, time.process_time() - start
 
 
-def one(search: Callable[..., SearchResult], **options: Any) -> Callable[[Any, Any, Group], Found]:
+def one(search: Callable[..., Ranking], **options: Any) -> Callable[[Any, Any, Group], Found]:
     """A method that is one search with the group's first seeds."""
 
     def run(pipe: Any, reward: Any, group: Group) -> Found:
@@ -96,7 +96,7 @@ def one(search: Callable[..., SearchResult], **options: Any) -> Callable[[Any, A
     return run
 
 
-def seeding(search: Callable[..., SearchResult], group: Group, options: dict[str, Any]) -> dict[str, Any]:
+def seeding(search: Callable[..., Ranking], group: Group, options: dict[str, Any]) -> dict[str, Any]:
     if search is best_of_n:
         return {"seeds": group.seeds[: options["n"]]}
     return {"seeds": group.seeds[: options["particles"]]} if search is fk_steering else {"seed": group.seeds[0]}

@@ -23,9 +23,9 @@ from torch.nn import functional as F
 from ..errors import WeightsError
 from .adjectives import adjectives
 from .attention import check_backend
-from .bpclip_backbone import IMAGENET_MEAN, IMAGENET_STD, make_backbone
+from .bpclip_backbone import make_backbone, pixel_statistics
 from .bpclip_blocks import Attention, GatedLocalPooling, Level, PositionalEncoding
-from .bpclip_config import BPCLIPConfig, read_config
+from .bpclip_config import LITE, BPCLIPConfig, read_config
 from .checks import check_pictures, working_dtype
 from .describe import Description
 from .hub import HubModel, check_spreads, read_saved
@@ -71,8 +71,8 @@ class BPCLIP(nn.Module, HubModel):
         self.register_buffer("text_features", F.normalize(text_features.float(), dim=-1))
         self.register_buffer("margin_mean", torch.tensor(0.0))
         self.register_buffer("margin_std", torch.tensor(1.0))
-        self.register_buffer("pixel_mean", torch.tensor(IMAGENET_MEAN).view(3, 1, 1), persistent=False)
-        self.register_buffer("pixel_std", torch.tensor(IMAGENET_STD).view(3, 1, 1), persistent=False)
+        for name, values in zip(("pixel_mean", "pixel_std"), pixel_statistics(config), strict=True):
+            self.register_buffer(name, torch.tensor(values).view(3, 1, 1), persistent=False)
 
     def forward(self, images: Tensor, reference: Tensor | None = None) -> Tensor:
         """Score.
@@ -105,6 +105,8 @@ class BPCLIP(nn.Module, HubModel):
 
     def activation_stages(self) -> list[nn.Module]:
         """The parts whose activations take most memory in training, from the picture on."""
+        if self.config.backbone == LITE:
+            return list(self.backbone.stages)
         return [self.backbone.get_submodule(f"layer{n}") for n in range(1, 5)]
 
     def allow_second_order(self) -> None:
@@ -113,7 +115,7 @@ class BPCLIP(nn.Module, HubModel):
 
     def similarities(self, images: Tensor, reference: Tensor | None = None) -> Tensor:
         """Cosine of each level with each adjective, (N, levels, 2 P), equation 8; arguments as in `forward`."""
-        return self._cosines(self.vectors(self.maps(images), self._reference_maps(images, reference)))
+        return self.cosines(self.vectors(self.maps(images), self._reference_maps(images, reference)))
 
     def describe(self, image: Tensor, reference: Tensor | None = None) -> Description:
         """What the model sees in one picture, in words.
@@ -176,7 +178,7 @@ class BPCLIP(nn.Module, HubModel):
 
     def seen(self, vectors: Tensor) -> Tensor:
         """What the head reads of the levels' vectors: their cosines with the adjectives, or they themselves."""
-        return self._cosines(vectors) if self.config.anchors == "adjectives" else vectors
+        return self.cosines(vectors) if self.config.anchors == "adjectives" else vectors
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> BPCLIP:
@@ -241,8 +243,8 @@ class BPCLIP(nn.Module, HubModel):
         scores = self.judge(self.vectors(self.maps(images), others))
         return scores if others is None else torch.minimum(scores, self.judge(self.vectors(others, others)))
 
-    def _cosines(self, vectors: Tensor) -> Tensor:
-        """(N, levels, text_dim) -> (N, levels, 2 P) in float32 or better."""
+    def cosines(self, vectors: Tensor) -> Tensor:
+        """Of levels' vectors (N, levels, text_dim) with the adjectives, (N, levels, 2 P), in float32 or better."""
         vectors = F.normalize(vectors.to(working_dtype(vectors.dtype)), dim=-1)
         with torch.autocast(vectors.device.type, enabled=False):
             return vectors @ self.text_features.to(vectors).T

@@ -8,14 +8,16 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..errors import WeightsError
-from .adjectives import Pairs, read_pairs
+from .adjectives import ENCODER, Pairs, read_pairs
 from .settings import check_flags, check_whole
 
+LITE = "efficientnet_lite0"
 CHOICES = {
     "backbone": (
         *("resnet18", "resnet26", "resnet34", "resnet50", "resnet101", "resnet152"),
         *("resnet18d", "resnet26d", "resnet34d", "resnet50d", "resnet101d", "resnet152d"),
         *("wide_resnet50_2", "wide_resnet101_2", "resnext50_32x4d"),
+        LITE,
     ),
     "batch_norm": ("frozen", "trained"),
     "direction": ("bottom-up", "top-down"),
@@ -30,7 +32,7 @@ class BPCLIPConfig:
     full_reference: bool = False
     """Whether pictures are compared with a reference."""
     backbone: str = "resnet50"
-    """A ResNet of timm."""
+    """A ResNet of timm, or "efficientnet_lite0"."""
     channels: tuple[int, int, int, int] | None = None
     """Of its four stages, for a narrower one than its name says (which then has a stem of three 3x3 convolutions)."""
     batch_norm: str = "frozen"
@@ -58,7 +60,8 @@ class BPCLIPConfig:
     template: str = "{}"
     """Prompt around an adjective; the paper's figure 1 shows the bare words."""
     text_source: str = "random"
-    """Where the adjectives' features came from: "random" directions that mean nothing, or the file of a CLIP."""
+    """Where the adjectives' features came from: "random" directions that mean nothing, the sentence encoder whose
+    features come with the package (`adjectives.ENCODER`), or the file of a CLIP."""
 
     def __post_init__(self) -> None:
         for name, choices in CHOICES.items():
@@ -71,6 +74,8 @@ class BPCLIPConfig:
             raise ValueError(f"width {self.width} is no multiple of heads {self.heads}; choose one that is.")
         if self.channels is not None:
             check_whole(self, channels=(2, 4096))
+            if self.backbone == LITE:
+                raise ValueError(f"channels are {self.channels}, which {LITE} does not have; leave them out.")
             if len(self.channels) != 4:
                 raise ValueError(f"channels are {self.channels}; expected one number for each of four stages.")
         check_words(self.pairs)
@@ -115,7 +120,7 @@ def read_config(values: Mapping[str, Any], source: object) -> BPCLIPConfig:
 FULL = BPCLIPConfig()
 FULL_REFERENCE = BPCLIPConfig(full_reference=True)
 MINI = BPCLIPConfig(
-    backbone="resnet18", channels=(32, 64, 128, 256), batch_norm="trained", width=192, heads=4, mask_width=32
+    backbone=LITE, batch_norm="trained", width=128, heads=4, mask_width=16, text_dim=384, text_source=ENCODER
 )
 SIZES = {"bpclip": FULL, "bpclip-fr": FULL_REFERENCE, "bpclip-mini": MINI}
 """By the names of `create_model`."""

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from ..errors import WeightsError
-from .adjectives import adjectives
+from .adjectives import ENCODER, adjectives, bundled_features
 from .attention import check_backend
 from .bpclip import BPCLIP
-from .bpclip_config import BPCLIPConfig
+from .bpclip_config import LITE, BPCLIPConfig
 from .cache import is_offline
 from .clip_config import ClipConfig
 from .seed import fixed_seed
@@ -39,8 +39,8 @@ def build(
         config: sizes and choices of a model with random weights.
         text: a CLIP checkpoint whose text tower encodes the adjectives of a model with random weights; without one
             their features are random directions.
-        backbone: "imagenet" (timm's weights, downloaded by timm), or a state dict of that ResNet, for a model with
-            random weights.
+        backbone: "imagenet" (timm's weights of a ResNet, downloaded by timm), or a state dict of the backbone, for a
+            model with random weights.
         quick_gelu: whether the CLIP of `text` was trained with QuickGELU; None for what is told beside its file, else
             True, as in OpenAI's (`clip.with_activation`).
         attention: "sdpa", "xformers" or "math"; see `attention.attend`.
@@ -78,11 +78,12 @@ def _from_parts(
     backbone: str | os.PathLike[str] | None,
     quick_gelu: bool | None,
 ) -> BPCLIP:
-    words = adjectives(config.pairs)
-    features = torch.randn(len(words), config.text_dim)
+    features, source = torch.randn(2 * len(config.pairs), config.text_dim), config.text_source
     if text is not None:
-        features = encode_adjectives(config, Path(text), quick_gelu)
-        config = dataclasses.replace(config, text_dim=features.shape[1], text_source=Path(text).name)
+        features, source = encode_adjectives(config, Path(text), quick_gelu), Path(text).name
+    elif source == ENCODER:
+        features = bundled_features(config.pairs)
+    config = dataclasses.replace(config, text_dim=features.shape[1], text_source=source)
     model = BPCLIP(config, features)
     if backbone is not None:
         state = _imagenet(config) if backbone == "imagenet" else read_weights(backbone)[0]
@@ -120,6 +121,8 @@ def encode_adjectives(config: BPCLIPConfig, path: Path, quick_gelu: bool | None 
 
 def _imagenet(config: BPCLIPConfig) -> dict[str, Tensor]:
     """ImageNet weights of the backbone from timm."""
+    if config.backbone == LITE:
+        raise ValueError(f"backbone='imagenet' is for ResNets; {LITE} takes its weights in training/train_bpclip.py.")
     if config.channels is not None:
         raise ValueError("backbone='imagenet' needs a backbone of timm's own widths; leave channels out.")
     if is_offline():

@@ -193,11 +193,11 @@ MODELS: dict[str, ModelSpec] = {
         ),
         _bpclip(
             "bpclip-mini",
-            "bpclip at a size that trains on a desktop: half-width ResNet-18, 5 million parameters",
+            "bpclip on an EfficientNet-Lite0, 4 million parameters; says in words what is wrong with a picture",
             licence="Apache-2.0",
             native_size=512,
             least_size=96,
-            megabytes=10,
+            megabytes=8,
         ),
     )
 }

@@ -62,8 +62,8 @@ def test_full_size(name, millions, gmacs):
 def test_mini_is_small():
     model = create_model("bpclip-mini", weights="random")
     count = sum(tensor.numel() for tensor in model.parameters())
-    assert 2e6 < count < 10e6
-    assert model.config.backbone == "resnet18"
+    assert 2e6 < count < 4.5e6
+    assert model.config.backbone == "efficientnet_lite0"
 
 
 def test_backbone_is_timms_pyramid():

@@ -1,22 +1,26 @@
 """The weights of `bpclip-mini` that come with the package, out of the box."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from made_photographs import texture
 from tiny_pipelines import tiny_pipeline
+from torch.nn import functional as F
 
 import iqguide
 from iqguide import cli
 from iqguide.guidance.diffusers import guided
+from iqguide.models import BPCLIPConfig, save_model
+from iqguide.models.adjectives import ENCODER, bundled_features
 from iqguide.models.cache import ASSETS
-from iqguide.training import finetune
+from iqguide.training import distortions, finetune
 from iqguide.training.config import FinetuneConfig
 from iqguide.training.parts import checked_parts
 
-MB = 1024 * 1024
+PHOTOGRAPHS = Path(__file__).parent / "photographs"
 
 
 @pytest.fixture(scope="module")
@@ -31,11 +35,22 @@ def photograph(tmp_path_factory):
     return path
 
 
-def test_it_is_small_and_says_that_its_words_are_random(model):
-    assert sum(p.numel() for p in model.parameters()) <= 10e6
-    assert (ASSETS / "bpclip-mini.safetensors").stat().st_size <= 15 * MB
-    assert model.config.text_source == "random"
-    assert "random" in (ASSETS / "bpclip-mini.md").read_text("utf-8")
+def test_it_is_small_and_its_words_are_those_of_an_encoder(model):
+    assert sum(p.numel() for p in model.parameters()) <= 4.5e6
+    assert (ASSETS / "bpclip-mini.safetensors").stat().st_size <= 9e6
+    assert model.config.text_source == ENCODER
+    expected = F.normalize(bundled_features(model.config.pairs), dim=1)
+    torch.testing.assert_close(model.text_features, expected, atol=1e-3, rtol=0)
+
+
+def test_a_file_of_the_former_one_still_loads(tmp_path):
+    sizes = {"backbone": "resnet18", "channels": (16, 16, 16, 16), "batch_norm": "trained", "width": 16, "heads": 2}
+    config = BPCLIPConfig(**sizes, mask_width=8, text_dim=16)
+    former = iqguide.create_model("bpclip-mini", weights="random", config=config)
+    save_model(former, tmp_path / "former.safetensors")
+    again = iqguide.create_model("bpclip-mini", weights=tmp_path / "former.safetensors")
+    images = torch.rand(2, 3, 64, 64)
+    torch.testing.assert_close(again(images), former(images), atol=1e-2, rtol=0)
 
 
 def test_the_gradient_is_finite_everywhere(model):
@@ -74,3 +89,28 @@ def test_it_agrees_with_people_and_orders_ladders(model, data_dir):
     figures = finetune.measure(model, config, checked_parts(config))
     assert figures["srcc"] > 0.65
     assert figures["ladders"] > 0.77
+
+
+@pytest.mark.parametrize(
+    ("kind", "dimension"),
+    [
+        ("gaussian_blur", "sharpness"),
+        ("enlarge", "sharpness"),
+        ("white_noise", "noise"),
+        ("grain", "noise"),
+        ("darken", "brightness"),
+        ("flatten_contrast", "contrast"),
+        ("jpeg", "overall"),
+    ],
+)
+def test_its_dimensions_mean_what_they_say(model, kind, dimension):
+    """On clean photographs the dimension that a degradation is for falls, and of all six it falls most."""
+    falls = []
+    for path in sorted(PHOTOGRAPHS.iterdir()):
+        clean = iqguide.load_images(path)[..., :160, :160]
+        bad = distortions.distort(clean, kind, torch.tensor([3.0]), torch.Generator().manual_seed(0))
+        before, after = (model.describe(image).parts["dimensions"] for image in (clean, bad))
+        falls.append({name: before[name] - after[name] for name in before})
+    mean = {name: np.mean([fall[name] for fall in falls]) for name in falls[0]}
+    assert mean[dimension] > 0
+    assert max(mean, key=mean.get) == dimension

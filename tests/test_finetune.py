@@ -50,7 +50,16 @@ SMALL = {
     "steps": 2,
 }
 CLIP = {"layers": [1, 1, 1, 1], "width": 8, "head_width": 32, "embed_dim": 16, "image_size": 64}
-MINI = {"channels": [16, 16, 16, 16], "width": 16, "heads": 2, "mask_width": 8, "text_dim": 16, "head_width": 8}
+MINI = {
+    "backbone": "resnet18",
+    "channels": [16, 16, 16, 16],
+    "text_source": "random",
+    "width": 16,
+    "heads": 2,
+    "mask_width": 8,
+    "text_dim": 16,
+    "head_width": 8,
+}
 PLAIN = {"alignment_weight": 0.0, "penalty_weight": 0.0, "attack_weight": 0.0}
 CONFIGS = sorted((Path(__file__).parents[1] / "recipes" / "configs").glob("*.toml"))
 MODELS = {

@@ -28,7 +28,6 @@ from iqguide.training import (
     crops,
     data,
     distill,
-    distill_bpclip,
     duplicates,
     finetune,
     fit_bpclip,
@@ -719,7 +718,6 @@ def write_garbage(path):
         (distill, {"data": "folder", "teacher": "gone.pt"}, r"there is no weights file .*gone\.pt"),
         (distill, {"data": "folder", "teacher": "garbage.pt"}, r"garbage\.pt cannot be read as weights"),
         (distill, {"data": "folder", "teacher": "other.pt"}, r"other\.pt has no conv1\.weight; expected SqueezeNet"),
-        (distill_bpclip, {"data": "folder", "teacher": "gone.pt"}, r"there is no weights file .*gone\.pt"),
     ],
 )
 def test_what_cannot_be_read_is_said_in_one_sentence(
@@ -753,7 +751,6 @@ def test_what_cannot_be_read_is_said_in_one_sentence(
         (fit_bpclip, "--small=0", "small is 0; expected 1 or more"),
         (fit_bpclip, "--lr=inf", "lr is inf; expected 0 or more, a finite number"),
         (distill, "--crop=8", "crop is 8; expected 32 or more"),
-        (distill_bpclip, "--batch=-1", "batch is -1; expected 1 or more"),
     ],
 )
 def test_a_number_outside_its_range_is_refused(capsys, command, flag, expected):

@@ -4,7 +4,7 @@ import argparse
 
 import pytest
 
-from iqguide.training import distill, distill_bpclip, fit_bpclip, fit_tiny_head, options, run_settings
+from iqguide.training import distill, fit_bpclip, fit_tiny_head, options, run_settings
 from iqguide.training.config import FinetuneConfig, parse_config
 from iqguide.training.prompt_data import PromptConfig
 
@@ -18,7 +18,6 @@ OPTIONS = {
     FinetuneConfig: [*RUN, *FINETUNE],
     PromptConfig: [*RUN, "base", "batch", "crop", "model"],
     distill.DistillTinySettings: "batch crop data init lr out overwrite seed steps teacher".split(),
-    distill_bpclip.DistillBackboneSettings: "batch crop data lr out overwrite seed steps teacher".split(),
     fit_tiny_head.HeadSettings: """back-weight batch crop data denoised dropout each each-good each-second init large
         large-crop lr mos-weight out overwrite prediction-weight second-crop second-opinion second-weight seed slope
         step-weight steps""".split(),

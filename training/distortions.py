@@ -269,11 +269,16 @@ LADDERS: dict[str, tuple[Distortion, tuple[float, ...]]] = {
 }
 
 
-def strength(name: str, level: Tensor) -> Tensor:
-    """Parameter of a ladder at a fractional level in [0, 4], interpolated linearly between its five values."""
-    values = torch.tensor(LADDERS[name][1], dtype=torch.float32, device=level.device)
+Ladder = tuple[Distortion, tuple[float, ...]]
+
+
+def degrade(ladder: Ladder, images: Tensor, level: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    """Degrade images by a ladder of any table; arguments as `distort`."""
+    function, strengths = ladder
+    values = torch.tensor(strengths, dtype=torch.float32, device=level.device)
     low = level.floor().clamp(0, 3).long()
-    return torch.lerp(values[low], values[low + 1], (level - low).float())
+    strength = torch.lerp(values[low], values[low + 1], (level - low).float())  # linear between the five
+    return function(images, strength, generator).clamp(0, 1)
 
 
 def distort(images: Tensor, name: str, level: Tensor, generator: torch.Generator | None = None) -> Tensor:
@@ -293,4 +298,4 @@ def distort(images: Tensor, name: str, level: Tensor, generator: torch.Generator
     """
     if name not in LADDERS:
         raise ValueError(f"unknown distortion {name!r}; expected one of: {', '.join(LADDERS)}.")
-    return LADDERS[name][0](images, strength(name, level), generator).clamp(0, 1)
+    return degrade(LADDERS[name], images, level, generator)

@@ -1,6 +1,6 @@
 """Teach a `bpclip-mini` to judge: everything above its backbone, on feature maps that are computed once.
 
-    accelerate launch -m iqguide.training.fit_bpclip --data DATA --init runs/mini-eyes/bpclip-mini.safetensors \
+    accelerate launch -m iqguide.training.fit_bpclip --data DATA --init runs/bpclip-mini/bpclip-mini.safetensors \
         --out runs/bpclip-mini
 
 As training/fit_tiny_head.py does for `tiny`: the backbone and the pooling's masks stand still, so the gated maps are
@@ -183,14 +183,21 @@ def standardise(model: BPCLIP, maps: Tensor) -> None:
     """Let the fresh layers start on inputs of mean 0 and spread 1: pooled maps (N, C, h, w) of typical pictures.
 
     Maps and cosines differ in scale by orders of magnitude, on which layers hardly learn. W_f takes in the scale of its
-    maps, the convolution after it their mean, and the head's first layer both of the cosines.
+    maps, the convolution after it their mean, and the head's first layer both of the cosines. The levels' vectors are
+    centred: what all pictures share would else decide where they point, and no word could move.
     """
     for pool, part in zip(model.pools, maps.split([p.features.in_channels for p in model.pools], 1), strict=True):
         std, mean = torch.std_mean(part, (0, 2, 3))
         pool.features.weight.div_((std + 1e-3).view(1, -1, 1, 1))
         pool.project.bias.copy_(-pool.project.weight.flatten(1) @ (pool.features.weight.flatten(1) @ mean))
+    raw_vectors = vectors(model, maps)
+    std, mean = torch.std_mean(raw_vectors, 0)
+    spreads = std.mean(1).clamp_min(1e-3)  # a level may say the same of all pictures
+    for level, spread, centre in zip(model.levels, spreads, mean, strict=True):
+        level.to_text[-1].weight.div_(spread)
+        level.to_text[-1].bias.copy_((level.to_text[-1].bias - centre) / spread)
     first = model.head[0]
-    std, mean = torch.std_mean(model.seen(vectors(model, maps)).flatten(1), 0)
+    std, mean = torch.std_mean(model.seen((raw_vectors - mean) / spreads[:, None]).flatten(1), 0)
     first.weight.div_(std + 1e-3)
     first.bias.copy_(-first.weight @ mean)
 

@@ -92,7 +92,7 @@ def _reading(hint: Any) -> dict[str, Any]:
     if kind is bool:
         return {"action": argparse.BooleanOptionalAction}
     if kind is dict:
-        return {"type": _object}
+        return {"type": json_object}
     if kind is tuple:
         inner = next(
             each for each in (get_args(hint), *map(get_args, get_args(hint))) if each and each[0] in (str, float)
@@ -101,7 +101,7 @@ def _reading(hint: Any) -> dict[str, Any]:
     return {"type": kind}
 
 
-def _object(text: str) -> dict[str, Any]:
+def json_object(text: str) -> dict[str, Any]:
     """A dict on the command line."""
     try:
         value = json.loads(text)
