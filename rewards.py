@@ -57,12 +57,12 @@ def working_size(reward: object) -> WorkingSize:
         return WorkingSize(spec.least_size, spec.native_size)
     if isinstance(reward, Resize):  # somebody has said what the model shall see
         return WorkingSize()
-    found = [working_size(held) for held in (getattr(reward, "__self__", None), *getattr(reward, "inner", ())) if held]
-    if not found:
+    sizes = [working_size(held) for held in (getattr(reward, "__self__", None), *getattr(reward, "inner", ())) if held]
+    if not sizes:
         return WorkingSize()
-    if len(found) == 1:
-        return found[0]
-    most = [size.most for size in found]
+    if len(sizes) == 1:
+        return sizes[0]
+    most = [size.most for size in sizes]
     return WorkingSize(None, None if None in most else max(most))
 
 

@@ -26,8 +26,8 @@ CONFIG = FinetuneConfig(
 
 @torch.no_grad()
 def margins(model: torch.nn.Module, paths: list[Path]) -> np.ndarray:
-    found = (model.margin(to_tensor(read(path))[None] / 255).item() for path in tqdm(paths, desc="scoring"))
-    return np.array(list(found))
+    values = (model.margin(to_tensor(read(path))[None] / 255).item() for path in tqdm(paths, desc="scoring"))
+    return np.array(list(values))
 
 
 def run(data: Path, out: Path, known: Pictures, splits: int, config: FinetuneConfig = CONFIG) -> list[Record]:

@@ -57,12 +57,12 @@ def print_rows(rows: Sequence[Row], options: argparse.Namespace) -> None:
         if row.score is not None and (known := meaning(options.model, options.weights, row.score)):
             row.percentile, row.word = round(known.percentile, 1), known.word
     if options.json:
-        found = [asdict(row) for row in rows]
-        for row in found:
+        entries = [asdict(row) for row in rows]
+        for row in entries:
             for name in ("percentile", "word", "parts"):
                 if row[name] is None:
                     del row[name]
-        print(json.dumps(found, indent=1))
+        print(json.dumps(entries, indent=1))
     elif getattr(options, "csv", False):
         writer = csv.writer(sys.stdout, lineterminator="\n")
         writer.writerow(("path", "score", "error", "percentile", "word"))

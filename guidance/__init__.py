@@ -1,4 +1,4 @@
-"""Steering a diffusion or flow-matching sampler by the gradient of a reward. The maths here knows no host.
+"""Steering a diffusion or flow-matching sampler by the gradient of a reward. It needs neither diffusers nor ComfyUI.
 
 Adapters: `guidance.diffusers` (`guided`, `RewardGuidanceCallback`). They are not imported here.
 """

@@ -1,4 +1,6 @@
-"""Guidance for hosts that show each prediction of the model but not the solver behind it. Knows no host.
+"""Guidance for hosts that show each prediction of the model but not the solver behind it.
+
+Needs neither diffusers nor ComfyUI.
 
 There the prediction is all that can be changed: not the noisy latent, and not what a multistep solver has stored. Each
 step of the schedule gets one change, found at its first evaluation and used for all the others. A first-order step from

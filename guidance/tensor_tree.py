@@ -1,7 +1,7 @@
-"""Trees of batched tensors: nested dicts and lists whose tensors hold one row for each sample. Knows no host.
+"""Trees of batched tensors: nested dicts and lists whose tensors hold one row for each sample.
 
 States of samplers and of guidance are such trees. Leaves that are no tensors, and tensors without axes, belong to the
-whole batch and stay as they are.
+whole batch and stay as they are. Needs neither diffusers nor ComfyUI.
 """
 
 from collections.abc import Callable, Sequence

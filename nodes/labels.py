@@ -1,4 +1,4 @@
-"""Text on the pictures that a node shows. Knows no host."""
+"""Text on the pictures that a node shows. Needs no ComfyUI."""
 
 import math
 from collections.abc import Sequence

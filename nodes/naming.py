@@ -1,4 +1,4 @@
-"""Names of saved files, as Save Image has them. Knows no host."""
+"""Names of saved files, as Save Image has them. Needs no ComfyUI."""
 
 import os
 

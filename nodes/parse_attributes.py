@@ -1,4 +1,4 @@
-"""Attributes typed by a user: antonym pairs with weights. Knows no host."""
+"""Attributes typed by a user: antonym pairs with weights. Needs no ComfyUI."""
 
 import math
 

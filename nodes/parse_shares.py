@@ -1,4 +1,4 @@
-"""What a user types for a search: seeds, and the steps at which candidates are dropped. Knows no host."""
+"""What a user types for a search: seeds, and the steps at which candidates are dropped. Needs no ComfyUI."""
 
 from ..search.halving import HALVING, check_shares
 

@@ -1,4 +1,4 @@
-"""The log of a guidance as a plot drawn with Pillow, for matplotlib is not a part of ComfyUI. Knows no host."""
+"""The log of a guidance as a plot drawn with Pillow, for matplotlib is not a part of ComfyUI. Needs no ComfyUI."""
 
 import math
 from collections.abc import Sequence

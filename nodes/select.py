@@ -1,4 +1,4 @@
-"""Some samples of ComfyUI's LATENT, MASK and IMAGE batches. Knows no host."""
+"""Some samples of ComfyUI's LATENT, MASK and IMAGE batches. Needs no ComfyUI."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any

@@ -1,4 +1,4 @@
-"""Scores as text: for people, and as JSON. Knows no host."""
+"""Scores as text: for people, and as JSON. Needs no ComfyUI."""
 
 import json
 import math

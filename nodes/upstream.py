@@ -1,4 +1,4 @@
-"""Where the inputs of a node come from in a prompt of ComfyUI. Knows no host."""
+"""Where the inputs of a node come from in a prompt of ComfyUI. Needs no ComfyUI."""
 
 from collections import deque
 from collections.abc import Collection, Mapping

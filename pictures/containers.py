@@ -65,18 +65,18 @@ def without_metadata(file: BinaryIO) -> tuple[BinaryIO, dict[str, Any]]:
         file: of any format; a PNG or JPEG comes back without its metadata, another as it is.
     """
     head = file.read(8)
-    found: dict[str, Any] = {}
+    metadata: dict[str, Any] = {}
     if head == PNG:
-        spans = list(_png(file, found))
+        spans = list(_png(file, metadata))
     elif head[:2] == JPEG:
-        spans = list(_jpeg(file, found))
+        spans = list(_jpeg(file, metadata))
     else:
         file.seek(0)
-        return file, found
-    return io.BufferedReader(Spans(file, spans), 2**16), found
+        return file, metadata
+    return io.BufferedReader(Spans(file, spans), 2**16), metadata
 
 
-def _png(file: BinaryIO, found: dict[str, Any]) -> Iterator[Span]:
+def _png(file: BinaryIO, metadata: dict[str, Any]) -> Iterator[Span]:
     """Everything but texts, EXIF and profile (PNG specification, third edition, 11.3)."""
     end = file.seek(0, io.SEEK_END)
     yield 0, 8
@@ -88,24 +88,24 @@ def _png(file: BinaryIO, found: dict[str, Any]) -> Iterator[Span]:
         if kind not in (b"tEXt", b"zTXt", b"iTXt", b"eXIf", b"iCCP"):
             yield place, min(12 + length, end - place)
         elif length <= MOST:
-            _keep_png(kind, file.read(length), found)
+            _keep_png(kind, file.read(length), metadata)
         place += 12 + length
     yield place, max(0, end - place)
 
 
-def _keep_png(kind: bytes, body: bytes, found: dict[str, Any]) -> None:
+def _keep_png(kind: bytes, body: bytes, metadata: dict[str, Any]) -> None:
     name, _, rest = body.partition(b"\0")
     if kind == b"eXIf":
-        found["exif"] = body
+        metadata["exif"] = body
     elif kind == b"iCCP" and (profile := _inflated(rest[1:])):
-        found["icc_profile"] = profile
+        metadata["icc_profile"] = profile
     elif kind == b"iTXt" and name == b"XML:com.adobe.xmp" and rest[:1] == b"\0":
-        found["xmp"] = rest.split(b"\0", 4)[-1]
+        metadata["xmp"] = rest.split(b"\0", 4)[-1]
     elif name == b"Raw profile type exif":  # as ImageMagick writes it: a line, the length, hexadecimal digits
         text = _inflated(rest[1:]) if kind == b"zTXt" else rest
         digits = b"".join((text or b"").split(b"\n")[3:])
         try:
-            found.setdefault("exif", bytes.fromhex(digits.decode("ascii")))
+            metadata.setdefault("exif", bytes.fromhex(digits.decode("ascii")))
         except ValueError:  # no digits: no orientation is to be had
             return
 
@@ -114,13 +114,13 @@ def _inflated(data: bytes) -> bytes | None:
     """Decompressed data; None where it is damaged or larger than `MOST`."""
     try:
         engine = zlib.decompressobj()
-        found = engine.decompress(data, MOST)
+        content = engine.decompress(data, MOST)
     except zlib.error:
         return None
-    return None if engine.unconsumed_tail else found
+    return None if engine.unconsumed_tail else content
 
 
-def _jpeg(file: BinaryIO, found: dict[str, Any]) -> Iterator[Span]:
+def _jpeg(file: BinaryIO, metadata: dict[str, Any]) -> Iterator[Span]:
     """Everything but comments and application segments; JFIF's and Adobe's stay, which say how colours are stored."""
     end = file.seek(0, io.SEEK_END)
     yield 0, 2
@@ -138,17 +138,17 @@ def _jpeg(file: BinaryIO, found: dict[str, Any]) -> Iterator[Span]:
         if code in (0xE0, 0xEE) or not (0xE0 <= code <= 0xEF or code == 0xFE):
             yield place, 2 + length
         elif code in (0xE1, 0xE2):
-            _keep_jpeg(file.read(length - 2) if length > 2 else b"", found, profile)
+            _keep_jpeg(file.read(length - 2) if length > 2 else b"", metadata, profile)
         place += 2 + max(length, 2)
     if profile:
-        found["icc_profile"] = b"".join(part[2:] for part in sorted(profile))
+        metadata["icc_profile"] = b"".join(part[2:] for part in sorted(profile))
     yield min(place, end), max(0, end - place)
 
 
-def _keep_jpeg(body: bytes, found: dict[str, Any], profile: list[bytes]) -> None:
+def _keep_jpeg(body: bytes, metadata: dict[str, Any], profile: list[bytes]) -> None:
     if body.startswith(b"Exif\0\0"):
-        found.setdefault("exif", body)
+        metadata.setdefault("exif", body)
     elif body.startswith(b"http://ns.adobe.com/xap/1.0/\0"):
-        found.setdefault("xmp", body)
+        metadata.setdefault("xmp", body)
     elif body.startswith(b"ICC_PROFILE\0"):
         profile.append(body[12:])  # its number, the number of parts, the part

@@ -54,17 +54,17 @@ def list_pictures(paths: Iterable[str | os.PathLike[str]], recursive: bool = Tru
         OSError: a folder that was given itself cannot be read.
     """
     listing = Listing()
-    found: list[Path] = []
+    files: list[Path] = []
     seen: set[tuple[int, int]] = set()
     for path in map(Path, paths):
         if not path.is_dir():
-            found.append(path)
+            files.append(path)
             continue
         os.scandir(path).close()  # what was asked for by name is an error where it cannot be read
         inside: list[Path] = []
         _search(path, recursive, inside, listing, seen)
-        found += sorted(inside)
-    listing.files = list(dict.fromkeys(found))
+        files += sorted(inside)
+    listing.files = list(dict.fromkeys(files))
     return listing
 
 
@@ -75,7 +75,7 @@ def no_pictures(paths: Iterable[str | os.PathLike[str]], recursive: bool = True)
     return ValueError(f"there is no image in {names}; expected files such as .png or .jpg.{hint}")
 
 
-def _search(folder: Path, recursive: bool, found: list[Path], listing: Listing, seen: set[tuple[int, int]]) -> None:
+def _search(folder: Path, recursive: bool, files: list[Path], listing: Listing, seen: set[tuple[int, int]]) -> None:
     """Add what is below a folder; folders wait on a list of their own, so that no depth is too deep."""
     waiting = [folder]
     while waiting:
@@ -98,7 +98,7 @@ def _search(folder: Path, recursive: bool, found: list[Path], listing: Listing, 
             elif entry.is_dir():
                 waiting.append(path)
             else:
-                found.append(path)
+                files.append(path)
 
 
 def _reason(entry: os.DirEntry[str], path: Path, recursive: bool) -> str | None:

@@ -19,11 +19,11 @@ def orientation_of(image: Image.Image) -> int:
     """
     if image.format in ("TIFF", "HEIF", "JXL"):
         return UPRIGHT
-    found = exif_orientation(_bytes(image.info.get("exif"))) or exif_orientation(_raw_profile(image))
-    if found is None:
+    orientation = exif_orientation(_bytes(image.info.get("exif"))) or exif_orientation(_raw_profile(image))
+    if orientation is None:
         match = XMP.search(_bytes(image.info.get("xmp") or image.info.get("XML:com.adobe.xmp")))
-        found = int(match[1]) if match else UPRIGHT
-    return found
+        orientation = int(match[1]) if match else UPRIGHT
+    return orientation
 
 
 def exif_orientation(exif: bytes) -> int | None:

@@ -35,17 +35,17 @@ def grey_curve(profile: bytes) -> np.ndarray | None:
     ramp = Image.frombytes("L", (256, 1), bytes(range(256)))
     if transform is None:
         return None
-    found = ImageCms.applyTransform(ramp, transform).getchannel("G")
-    return np.asarray(found)[0] / np.float32(255) if _changes(ramp, found) else None
+    converted = ImageCms.applyTransform(ramp, transform).getchannel("G")
+    return np.asarray(converted)[0] / np.float32(255) if _changes(ramp, converted) else None
 
 
 def _transform(profile: bytes, space: str, mode: str, target: str, flags: int = 0) -> ImageCms.ImageCmsTransform | None:
     try:
-        given = ImageCms.ImageCmsProfile(io.BytesIO(profile))
-        if given.profile.xcolor_space.ljust(4) != space:
+        source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+        if source.profile.xcolor_space.ljust(4) != space:
             return None
         intent, flags = ImageCms.Intent.RELATIVE_COLORIMETRIC, flags | ImageCms.Flags.BLACKPOINTCOMPENSATION
-        return ImageCms.buildTransform(given, ImageCms.createProfile("sRGB"), mode, target, intent, flags)
+        return ImageCms.buildTransform(source, ImageCms.createProfile("sRGB"), mode, target, intent, flags)
     except (ImageCms.PyCMSError, OSError):  # no profile that can be used
         return None
 

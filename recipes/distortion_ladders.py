@@ -11,20 +11,20 @@ from PIL import Image, ImageDraw, ImageFont
 
 import iqguide
 from iqguide.images import to_pil
-from iqguide.training import arniqa_distortions as published
+from iqguide.training import arniqa_distortions as arniqa
 
 GAP, LABEL = 4, 16  # px
 
 
 def sheet(image: torch.Tensor, group: str) -> Image.Image:
     side = image.shape[-1]
-    ladders = published.GROUPS[group]
+    ladders = arniqa.GROUPS[group]
     drawn = Image.new("RGB", (6 * (side + GAP) - GAP, len(ladders) * (side + LABEL + GAP)), "white")
     write = ImageDraw.Draw(drawn)
     for row, (name, (_, parameters)) in enumerate(ladders.items()):
         top = row * (side + LABEL + GAP)
         generator = torch.Generator().manual_seed(0)
-        degraded = published.distort(image.expand(5, -1, -1, -1), name, torch.arange(5), generator)
+        degraded = arniqa.distort(image.expand(5, -1, -1, -1), name, torch.arange(5), generator)
         captions = [name, *(f"{value:g}" for value in parameters)]
         for column, (picture, caption) in enumerate(zip([*image, *degraded], captions, strict=True)):
             left = column * (side + GAP)
@@ -43,7 +43,7 @@ def main(arguments: list[str] | None = None) -> None:
     top, left = ((length - args.side) // 2 for length in image.shape[-2:])
     image = image[..., top : top + args.side, left : left + args.side]
     args.out.mkdir(parents=True, exist_ok=True)
-    for group in published.GROUPS:
+    for group in arniqa.GROUPS:
         sheet(image, group).save(args.out / f"{group}.jpg", quality=85)
 
 

@@ -1,4 +1,4 @@
-"""When a search looks at its candidates, and how many of them go on. Plain numbers; knows no host."""
+"""When a search looks at its candidates, and how many of them go on. Plain numbers, without diffusers or ComfyUI."""
 
 import math
 from collections.abc import Sequence

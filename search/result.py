@@ -1,4 +1,7 @@
-"""What a search returns: a ranking, and what is needed to make each of its pictures again. Knows no host."""
+"""What a search returns: a ranking, and what is needed to make each of its pictures again.
+
+Needs neither diffusers nor ComfyUI.
+"""
 
 import logging
 import math

@@ -1,8 +1,8 @@
 """The state of a sampler in the middle of a run: what is needed to go on from there, with all or some of its samples.
 
 The state is taken when the denoiser has answered and the scheduler has not stepped yet. So the answer is kept, and
-whoever resumes the run needs no evaluation that has been made before. Nothing here imports a host: a scheduler's state
-is what it stores in its attributes.
+whoever resumes the run needs no evaluation that has been made before. diffusers is not imported: a scheduler is known
+by the name of its class, and its state is what it stores in its attributes.
 """
 
 from collections.abc import Sequence

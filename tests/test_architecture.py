@@ -1,6 +1,7 @@
 """Who may import whom. Edit the table deliberately: it is the architecture."""
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -232,6 +233,16 @@ def test_no_files_import_each_other_in_a_circle():
     """Imports inside functions count. A package's `__init__` is what its names come from, so it counts as a file."""
     graph = {module_of(path): modules_imported_by(path) - {module_of(path)} for path in package_files()}
     assert strongly_connected(graph) == []
+
+
+def test_the_page_on_architecture_names_what_there_is():
+    """Every file it names exists, and every room and root module has a row."""
+    page = (ROOT / "docs/architecture.md").read_text("utf-8")
+    named = re.findall(r"`([a-z_]+(?:/[a-z_]+)*(?:/|\.py))`", page)
+    places = [ROOT, ROOT / "guidance", ROOT / "guidance/diffusers"]
+    assert [name for name in named if not any((place / name).exists() for place in places)] == []
+    modules = {path.name for path in ROOT.glob("*.py")} - {"__init__.py"}
+    assert {*modules, *(f"{room}/" for room in PACKAGES)} - set(named) == set()
 
 
 def run_python(code: str, cwd: Path) -> str:

@@ -11,12 +11,12 @@ from PIL import Image, ImageDraw
 from scipy.interpolate import CubicSpline
 from scipy.ndimage import gaussian_filter
 
-from iqguide.training import arniqa_distortions as published
+from iqguide.training import arniqa_distortions as arniqa
 from iqguide.training import distortions
 from iqguide.training.color_spaces import lab_to_rgb, rgb_to_lab
 from iqguide.training.data import clean_photographs
 
-NAMES = tuple(published.LADDERS)
+NAMES = tuple(arniqa.LADDERS)
 RANDOM = {
     "motion_blur", "color_shift", "white_noise", "white_noise_cc", "impulse_noise", "multiplicative_noise", "jitter",
     "non_eccentricity_patch", "color_block",
@@ -103,14 +103,14 @@ def batch():
 
 
 def test_there_are_24_in_seven_groups_of_five_levels():
-    assert [len(group) for group in published.GROUPS.values()] == [3, 4, 2, 4, 3, 5, 3]
+    assert [len(group) for group in arniqa.GROUPS.values()] == [3, 4, 2, 4, 3, 5, 3]
     assert len(NAMES) == 24
-    assert {len(parameters) for _, parameters in published.LADDERS.values()} == {5}
+    assert {len(parameters) for _, parameters in arniqa.LADDERS.values()} == {5}
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_the_loss_is_that_of_arniqa(picture, name):
-    ours = [psnr(published.distort(picture, name, torch.tensor([level]), generator()), picture) for level in range(5)]
+    ours = [psnr(arniqa.distort(picture, name, torch.tensor([level]), generator()), picture) for level in range(5)]
     assert ours == pytest.approx(ARNIQA[name], abs=0.1)
 
 
@@ -120,12 +120,12 @@ def test_the_loss_is_that_of_arniqa(picture, name):
 @pytest.mark.parametrize("sigma", [1, 2, 5])
 def test_gaussian_blur_is_that_of_scipy_cut_at_two_sigma(picture, sigma):
     theirs = gaussian_filter(picture.double().numpy(), (0, 0, sigma, sigma), mode="nearest", radius=2 * sigma)
-    np.testing.assert_allclose(published.gaussian_blur(picture.double(), one(sigma)).numpy(), theirs, atol=1e-6)
+    np.testing.assert_allclose(arniqa.gaussian_blur(picture.double(), one(sigma)).numpy(), theirs, atol=1e-6)
 
 
 @pytest.mark.parametrize("radius", [1, 2, 4, 6, 8])
 def test_a_disk_covers_what_it_covers(radius):
-    (disk,) = published.disk_kernels(one(radius))
+    (disk,) = arniqa.disk_kernels(one(radius))
     assert disk.sum() == pytest.approx(1, abs=1e-9)
     assert (disk >= 0).all()
     assert disk[radius, radius] == pytest.approx(1 / (math.pi * radius**2), rel=1e-4)  # a whole pixel of the area
@@ -137,21 +137,21 @@ def test_a_disk_covers_what_it_covers(radius):
 def test_a_disk_of_one_pixel_is_that_of_matlab():
     corner, side, middle = 0.0251, 0.1453, 0.3183  # printed by fspecial("disk", 1)
     expected = [[corner, side, corner], [side, middle, side], [corner, side, corner]]
-    np.testing.assert_allclose(published.disk_kernels(one(1))[0].numpy(), expected, atol=1e-4)
+    np.testing.assert_allclose(arniqa.disk_kernels(one(1))[0].numpy(), expected, atol=1e-4)
 
 
 def test_a_motion_of_nine_pixels_is_that_of_matlab():
-    (flat,) = published.line_kernels(one(9), one(0))
+    (flat,) = arniqa.line_kernels(one(9), one(0))
     np.testing.assert_allclose(flat[5, 1:-1].numpy(), np.full(9, 1 / 9), atol=1e-12)  # fspecial("motion", 9, 0)
     assert flat.sum() == pytest.approx(1, abs=1e-12)
     assert flat[5, 0] == 0
-    (rising,) = published.line_kernels(one(9), one(45))
+    (rising,) = arniqa.line_kernels(one(9), one(45))
     offsets = torch.arange(-5.0, 6.0, dtype=torch.float64)
     assert (rising * offsets * offsets[:, None]).sum() < -2  # up on the right: rows count downwards
 
 
 def test_motions_of_one_pixel_are_none(picture):
-    torch.testing.assert_close(published.motion_blur(picture, one(1), generator()), picture)
+    torch.testing.assert_close(arniqa.motion_blur(picture, one(1), generator()), picture)
 
 
 def test_lab_of_colours_with_known_values():
@@ -179,25 +179,25 @@ def test_saturation_is_that_of_hsv(factor):
     for red, green, blue in pixels:
         hue, saturation, value = colorsys.rgb_to_hsv(red, green, blue)
         expected.append(colorsys.hsv_to_rgb(hue, saturation * factor, value))
-    ours = published.color_saturation1(torch.from_numpy(pixels).view(-1, 3, 1, 1), torch.full((50,), factor))
+    ours = arniqa.color_saturation1(torch.from_numpy(pixels).view(-1, 3, 1, 1), torch.full((50,), factor))
     np.testing.assert_allclose(ours.view(-1, 3).numpy(), expected, atol=1e-6)
 
 
 def test_chroma_is_scaled_and_spread(picture):
     # channels are read as BGR; with little chroma nothing leaves sRGB
     pale = picture * 0.1 + 0.45
-    before, after = (rgb_to_lab(x.flip(1)) for x in (pale, published.color_saturation2(pale, one(3))))
+    before, after = (rgb_to_lab(x.flip(1)) for x in (pale, arniqa.color_saturation2(pale, one(3))))
     torch.testing.assert_close(after[:, :1], before[:, :1], atol=0.8, rtol=0)  # values are cut to whole 255ths
     torch.testing.assert_close(after[:, 1:], 3 * before[:, 1:], atol=1.6, rtol=0)
     flat = pale[..., 60:61, 40:41].expand(1, 3, 64, 64)
-    torch.testing.assert_close(published.color_diffusion(flat, one(3)), published.color_saturation2(flat, one(3)))
+    torch.testing.assert_close(arniqa.color_diffusion(flat, one(3)), arniqa.color_saturation2(flat, one(3)))
 
 
 def test_color_shift_moves_green_at_edges_only():
-    assert torch.equal(published.color_shift(grey(), one(12), generator()), grey())
+    assert torch.equal(arniqa.color_shift(grey(), one(12), generator()), grey())
     step = grey(0.2).clone()
     step[..., 64:] = 0.8
-    shifted = published.color_shift(step, one(8), generator())
+    shifted = arniqa.color_shift(step, one(8), generator())
     assert torch.equal(shifted[:, [0, 2]], step[:, [0, 2]])
     direction = torch.rand(1, 2, generator=generator())
     across = round(8 * (direction / direction.norm())[0, 1].item())
@@ -209,24 +209,24 @@ def test_color_shift_moves_green_at_edges_only():
 
 def test_variances_of_the_noises():
     at = torch.full((1, 3, 512, 512), 0.5)
-    spread = (published.white_noise(at, one(0.01), generator()) - at).var((0, 2, 3))
+    spread = (arniqa.white_noise(at, one(0.01), generator()) - at).var((0, 2, 3))
     assert spread.tolist() == pytest.approx([0.01] * 3, rel=0.02)
-    spread = (published.multiplicative_noise(at, one(0.02), generator()) - at).var((0, 2, 3))
+    spread = (arniqa.multiplicative_noise(at, one(0.02), generator()) - at).var((0, 2, 3))
     assert spread.tolist() == pytest.approx([0.02 * 0.5**2] * 3, rel=0.02)
     # R = Y + 1.402 Cr, G = Y - 0.344136 Cb - 0.714136 Cr, B = Y + 1.772 Cb, with independent noise on each
     gains = [1 + 1.402**2, 1 + 0.344136**2 + 0.714136**2, 1 + 1.772**2]
-    spread = (published.white_noise_cc(at, one(0.003), generator()) - at).var((0, 2, 3))
+    spread = (arniqa.white_noise_cc(at, one(0.003), generator()) - at).var((0, 2, 3))
     assert spread.tolist() == pytest.approx([0.003 * gain for gain in gains], rel=0.02)
 
 
 def test_tone_curves_pass_through_their_points():
     values = torch.tensor([0, 0.3, 0.5, 0.7, 1], dtype=torch.float64).expand(1, 3, 2, 5)
-    assert published.darken(values, one(0.4))[0, 0, 0].tolist() == pytest.approx([0, 0.132, 0.3, 0.532, 1])
-    assert published.mean_shift(values, one(-0.15))[0, 0, 0, 2] == pytest.approx(0.35)
-    squeezed = published.non_linear_contrast_change(values, one(0.2))
+    assert arniqa.darken(values, one(0.4))[0, 0, 0].tolist() == pytest.approx([0, 0.132, 0.3, 0.532, 1])
+    assert arniqa.mean_shift(values, one(-0.15))[0, 0, 0, 2] == pytest.approx(0.35)
+    squeezed = arniqa.non_linear_contrast_change(values, one(0.2))
     assert squeezed[0, 0, 0].tolist() == pytest.approx([0.3, 0.42, 0.5, 0.58, 0.7])
     # on greys the curve of L is bent like that of the channels, on another scale: in between lies what is drawn
-    bright = published.brighten(values, one(0.4))[0, 0, 0]
+    bright = arniqa.brighten(values, one(0.4))[0, 0, 0]
     assert bright[[0, 4]].tolist() == pytest.approx([0, 1], abs=1e-6)
     lightness = rgb_to_lab(values)[0, 0, 0, 2].item() / 100
     bent = torch.tensor([100 * (lightness + 0.8 * lightness * (1 - lightness)), 0, 0], dtype=torch.float64)
@@ -238,24 +238,24 @@ def test_tone_curves_pass_through_their_points():
 def test_linear_contrast_change_is_the_published_spline(amount):
     values = torch.linspace(0, 1, 101, dtype=torch.float64).expand(1, 3, 1, 101)
     spline = CubicSpline([0, 0.3, 0.5, 0.7, 1], [0, 0.25 - amount / 4, 0.5, 0.75 + amount / 4, 1], bc_type="not-a-knot")
-    ours = published.linear_contrast_change(values, one(amount))[0, 0, 0]
+    ours = arniqa.linear_contrast_change(values, one(amount))[0, 0, 0]
     np.testing.assert_allclose(ours.numpy(), spline(values[0, 0, 0].numpy()).clip(0, 1), atol=1e-7)
 
 
 def test_jitter_displaces_by_its_standard_deviation():
     ramp = torch.linspace(0.2, 0.8, 256, dtype=torch.float64).expand(1, 3, 256, 256)
-    moved = (published.jitter(ramp, one(0.5), generator()) - ramp)[..., 8:-8] / (0.6 / 255)
+    moved = (arniqa.jitter(ramp, one(0.5), generator()) - ramp)[..., 8:-8] / (0.6 / 255)
     # five displacements of 0.5 px; later ones are read between two neighbours, which averages the earlier ones
     assert 0.5 < moved[:, 0].std() < math.sqrt(5) * 0.5
     assert moved.mean().abs() < 0.02
-    last = published.jitter(ramp, one(1e-3), generator())[..., 8:-8] - ramp[..., 8:-8]
+    last = arniqa.jitter(ramp, one(1e-3), generator())[..., 8:-8] - ramp[..., 8:-8]
     assert last[:, 0].std() / (0.6 / 255) == pytest.approx(math.sqrt(5) * 1e-3, rel=0.02)  # too small to average
 
 
 def test_patches_are_copies_from_near_by(picture):
     rows, columns = torch.meshgrid(torch.arange(192.0), torch.arange(256.0), indexing="ij")
     places = torch.stack([rows, columns, rows * 0])[None]
-    moved = published.non_eccentricity_patch(places, one(1), generator()) - places
+    moved = arniqa.non_eccentricity_patch(places, one(1), generator()) - places
     reach = moved[0, :2].flatten(1).abs().amax(1)
     assert (reach <= 8).all()
     changed = moved.abs().sum(1)[0] > 0
@@ -266,19 +266,19 @@ def test_patches_are_copies_from_near_by(picture):
 def test_pixelate_keeps_as_many_pixels_as_it_says(picture):
     side = int(192 * (0.95 - 0.2**0.6))
     gradient = torch.arange(192.0).view(1, 1, 192, 1).expand(1, 3, 192, 192)
-    assert len(published.pixelate(gradient, one(0.2)).unique()) == side
+    assert len(arniqa.pixelate(gradient, one(0.2)).unique()) == side
 
 
 def test_quantization_leaves_equal_steps():
     ramp = torch.linspace(1 / 255, 1, 255).expand(1, 3, 4, 255)
-    values = published.quantization(ramp, one(7)).unique()
+    values = arniqa.quantization(ramp, one(7)).unique()
     torch.testing.assert_close(values, torch.linspace(0, 1, 7))
     ramp = torch.linspace(0, 1, 256).expand(1, 3, 4, 256)
-    assert len(published.quantization(ramp, one(7)).unique()) == 8  # black is a bin of its own
+    assert len(arniqa.quantization(ramp, one(7)).unique()) == 8  # black is a bin of its own
 
 
 def test_blocks_are_squares_of_one_colour(picture):
-    painted = published.color_block(picture, one(1), generator())
+    painted = arniqa.color_block(picture, one(1), generator())
     changed = (painted - picture).abs().sum(1)[0] > 0
     rows, columns = changed.any(1).nonzero(), changed.any(0).nonzero()
     block = painted[0, :, rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
@@ -290,7 +290,7 @@ def test_sharpening_is_unsharp_masking_of_lightness(picture):
     soft = distortions.gaussian_blur(picture.double(), one(2)) * 0.3 + 0.35  # nothing leaves sRGB
     lightness = rgb_to_lab(soft.flip(1))[0, 0].numpy()
     expected = lightness + 2 * (lightness - gaussian_filter(lightness, 6, mode="nearest", radius=6))
-    sharp = rgb_to_lab(published.high_sharpen(soft, one(2)).flip(1))[0]
+    sharp = rgb_to_lab(arniqa.high_sharpen(soft, one(2)).flip(1))[0]
     np.testing.assert_allclose(sharp[0].numpy(), expected, atol=1e-4)
 
 
@@ -303,14 +303,14 @@ def test_every_value_of_8_bits_comes_back_whole_from_cielab():
     for blue in values[::15]:
         green, red = torch.meshgrid(values, values, indexing="ij")
         colours = torch.stack([red, green, blue.expand(256, 256)])[None]
-        torch.testing.assert_close(published.color_saturation2(colours, one(1)), colours, rtol=0, atol=1e-6)
+        torch.testing.assert_close(arniqa.color_saturation2(colours, one(1)), colours, rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_pictures_stay_pictures_and_the_given_ones_are_left_alone(batch, name, device):
     given = batch.to(device)
     for level in (torch.tensor([0, 2, 4]), torch.tensor([3, 1, 3])):
-        degraded = published.distort(given, name, level.to(device), generator())
+        degraded = arniqa.distort(given, name, level.to(device), generator())
         assert (degraded.shape, degraded.dtype, degraded.device) == (given.shape, given.dtype, given.device)
         assert degraded.min() >= 0
         assert degraded.max() <= 1
@@ -320,47 +320,47 @@ def test_pictures_stay_pictures_and_the_given_ones_are_left_alone(batch, name, d
 @pytest.mark.parametrize("name", NAMES)
 def test_small_pictures_and_float64(batch, name):
     small = batch[..., :32, :33].double()
-    degraded = published.distort(small, name, torch.tensor([4, 4, 4]), generator())
+    degraded = arniqa.distort(small, name, torch.tensor([4, 4, 4]), generator())
     assert degraded.dtype == torch.float64
     assert degraded.isfinite().all()
     # rounding may tip a value over an edge; on average that does nothing
-    single = published.distort(small.float(), name, torch.tensor([4, 4, 4]), generator())
+    single = arniqa.distort(small.float(), name, torch.tensor([4, 4, 4]), generator())
     assert (degraded - single).abs().mean() < 2e-4
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_same_generator_same_picture_and_no_other_randomness(batch, name):
     level, before = torch.tensor([2, 3, 4]), torch.get_rng_state()
-    first = published.distort(batch, name, level, generator(1))
+    first = arniqa.distort(batch, name, level, generator(1))
     assert torch.equal(torch.get_rng_state(), before)
-    assert torch.equal(first, published.distort(batch, name, level, generator(1)))
-    assert torch.equal(first, published.distort(batch, name, level, generator(2))) == (name not in RANDOM)
+    assert torch.equal(first, arniqa.distort(batch, name, level, generator(1)))
+    assert torch.equal(first, arniqa.distort(batch, name, level, generator(2))) == (name not in RANDOM)
 
 
 @pytest.mark.parametrize("name", sorted(set(NAMES) - RANDOM))
 def test_a_batch_gives_what_one_at_a_time_gives(batch, name):
     level = torch.tensor([0, 4, 2])
-    alone = [published.distort(batch[i : i + 1], name, level[i : i + 1]) for i in range(3)]
-    difference = (published.distort(batch, name, level) - torch.cat(alone)).abs()
+    alone = [arniqa.distort(batch[i : i + 1], name, level[i : i + 1]) for i in range(3)]
+    difference = (arniqa.distort(batch, name, level) - torch.cat(alone)).abs()
     assert difference.mean() < 2e-6  # rounding costs one 255th where it moves a value over an edge: 11 of 21465 values
 
 
 def test_severity_says_which_levels_are_equal(picture):
     levels = torch.arange(5)
     for name in NAMES:
-        places = published.severity(name, levels)
+        places = arniqa.severity(name, levels)
         assert (places.diff() >= 0).all()
-        nothing = [psnr(published.distort(picture, name, levels[i : i + 1], generator()), picture) > 50 for i in levels]
+        nothing = [psnr(arniqa.distort(picture, name, levels[i : i + 1], generator()), picture) > 50 for i in levels]
         assert nothing == (places == 0).tolist(), name
-    assert published.severity("mean_shift", levels).tolist() == [0, 1, 1, 2, 2]
-    assert published.severity("linear_contrast_change", levels).tolist() == [1, 1, 2, 3, 4]
+    assert arniqa.severity("mean_shift", levels).tolist() == [0, 1, 1, 2, 2]
+    assert arniqa.severity("linear_contrast_change", levels).tolist() == [1, 1, 2, 3, 4]
 
 
 def test_what_is_no_name_or_no_level_is_refused(picture):
     with pytest.raises(ValueError, match=r"unknown distortion 'fog'; expected one of: gaussian_blur, "):
-        published.distort(picture, "fog", torch.tensor([1]))
+        arniqa.distort(picture, "fog", torch.tensor([1]))
     with pytest.raises(ValueError, match=r"got levels \[1.5\]; expected whole numbers from 0 to 4"):
-        published.distort(picture, "jpeg", torch.tensor([1.5]))
+        arniqa.distort(picture, "jpeg", torch.tensor([1.5]))
 
 
 @pytest.fixture(scope="module")
@@ -376,7 +376,7 @@ def real(data_dir):
 @pytest.mark.parametrize("name", NAMES)
 def test_ladders_fall_on_real_photographs(real, name):
     levels = torch.arange(5)
-    ladder = [psnr(published.distort(real, name, level.expand(len(real)), generator()), real) for level in levels]
-    steps = published.severity(name, levels).diff()
+    ladder = [psnr(arniqa.distort(real, name, level.expand(len(real)), generator()), real) for level in levels]
+    steps = arniqa.severity(name, levels).diff()
     for fall, step in zip(np.diff(ladder), steps.tolist(), strict=True):
         assert fall < (0 if step else 0.05), ladder

@@ -111,7 +111,7 @@ def test_missing_files_and_folders_keep_their_usual_errors(tmp_path):
 @pytest.mark.parametrize("size", [(1, 1), (31, 500), (500, 31)])
 def test_too_small_is_refused_with_the_size(tmp_path, size):
     Image.new("RGB", size, "red").save(tmp_path / "dot.png")
-    with pytest.raises(ImageError, match=rf"dot\.png is {size[0]}x{size[1]} pixels; a quality score needs at least 32"):
+    with pytest.raises(ImageError, match=rf"dot\.png is {size[0]}x{size[1]} pixels; .* 32"):
         load_images(tmp_path / "dot.png")
     with pytest.raises(ImageError, match="needs at least 32"):  # nor does enlarging help
         load_images(tmp_path / "dot.png", size=64)
@@ -137,7 +137,7 @@ def test_a_decompression_bomb_is_refused_before_it_is_unpacked(tmp_path, monkeyp
 def test_sizes_that_do_not_match_are_named(tmp_path):
     Image.new("RGB", (40, 50)).save(tmp_path / "a.png")
     Image.new("RGB", (50, 40)).save(tmp_path / "b.png")
-    with pytest.raises(ImageError, match=r"b\.png is 50x40 pixels and .*a\.png is 40x50; one batch needs one size"):
+    with pytest.raises(ImageError, match=r"b\.png is 50x40 pixels and .*a\.png is 40x50"):
         load_images(tmp_path / "a.png", tmp_path / "b.png")
     with pytest.raises(ImageError, match="got no paths"):
         load_images()
@@ -148,7 +148,7 @@ def test_float_files_are_read_only_in_the_unit_range(tmp_path, depth):
     values = np.linspace(0, 1, 48 * 64, dtype=np.float32).reshape(48, 64)
     Image.fromarray(values * (depth or 1)).save(tmp_path / "f.tiff")
     if depth:
-        with pytest.raises(ImageError, match=rf"got values from 0 to {depth:g} in .*f\.tiff; expected \[0, 1\]"):
+        with pytest.raises(ImageError, match=rf"from 0 to {depth:g} in .*f\.tiff; expected \[0, 1\]"):
             to_tensor(tmp_path / "f.tiff")
     else:
         torch.testing.assert_close(to_tensor(tmp_path / "f.tiff")[0, 1], torch.from_numpy(values))
@@ -235,7 +235,7 @@ def test_arrays_that_are_no_pictures(array, said):
 
 
 def test_other_types_are_named():
-    with pytest.raises(TypeError, match="got list; expected a path, a PIL picture, a numpy array or a tensor"):
+    with pytest.raises(TypeError, match="got list; expected a path"):
         to_tensor([1, 2, 3])
 
 
@@ -324,7 +324,7 @@ def full_disk(monkeypatch):
 
 
 def test_a_full_disk_leaves_no_half_picture(tmp_path, picture, full_disk):
-    with pytest.raises(OSError, match="No space left on device; free some space or choose another folder") as info:
+    with pytest.raises(OSError, match="No space left on device") as info:
         save_image(to_tensor(picture), tmp_path / "a.png")
     assert info.value.errno == errno.ENOSPC
     assert str(tmp_path / "a.png") in str(info.value)

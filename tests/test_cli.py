@@ -505,7 +505,7 @@ def test_a_pipeline_that_is_not_there_is_one_sentence(run, tmp_path):
 
 def test_an_option_that_the_pipeline_lacks_is_named(pipeline):
     pipe = pipelines.load_pipeline(str(pipeline), torch.device("cpu"))
-    with pytest.raises(ValueError, match=r"StableDiffusionPipeline has no true_cfg; leave out --true-cfg\."):
+    with pytest.raises(ValueError, match=r"StableDiffusionPipeline has no true_cfg"):
         pipelines.check_call(pipe, {"true_cfg": 3.0})
 
 

@@ -390,7 +390,7 @@ def test_nothing_is_downloaded_unasked(pack, monkeypatch, tmp_path):
 def test_the_weights_that_learned_prompts_need_are_not_downloaded_unasked_either(pack, monkeypatch):
     """The small file is there, the CLIP that it was learned on is not."""
     monkeypatch.setattr(pack.load, "is_cached", lambda spec: spec.name == "qualiclip+")
-    with pytest.raises(ValueError, match=r"weights of qualiclip \(408 MB.*put qualiclip\.pth into models/iqa"):
+    with pytest.raises(ValueError, match=r"qualiclip \(408 MB.*qualiclip\.pth into models/iqa"):
         run(pack.LoadQualityModel, "qualiclip+", "default", False, "float32", True)
 
 
@@ -404,7 +404,7 @@ def test_what_is_missing_is_said_in_the_words_of_comfyui(pack, monkeypatch, tmp_
         raise ModuleNotFoundError("No module named 'timm'")
 
     monkeypatch.setattr(pack.load, "create_model", without_timm)
-    with pytest.raises(ImportError, match=r"No module named 'timm'; tiny needs it: install .*requirements\.txt into"):
+    with pytest.raises(ImportError, match=r"'timm'; tiny needs it: .*requirements\.txt"):
         run(pack.LoadQualityModel, "tiny", "default", False, "float32", True)
 
 

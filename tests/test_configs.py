@@ -91,14 +91,14 @@ BAD = [
 def test_values_out_of_range_are_refused_before_anything_is_built(with_config, monkeypatch, name, field, value):
     path = with_config(name, **{field: value})
     monkeypatch.setattr(torch.nn.Module, "__init__", lambda self: pytest.fail("a network was built"))
-    with pytest.raises(WeightsError, match=r"it\.safetensors has a config that this version does not know \("):
+    with pytest.raises(WeightsError, match=r"it\.safetensors has a config .*\("):
         iqguide.create_model(name, weights=path)
 
 
 @pytest.mark.parametrize("text", ["[]", "3", "null", "{", '"resnet18"', "[" * 100_000, '{"model": "Tiny", "model": 3}'])
 def test_a_config_that_is_no_object(tmp_path, text):
     save_file(Tiny().state_dict(), tmp_path / "it.safetensors", {"config": text})
-    with pytest.raises(WeightsError, match=r"it\.safetensors (has a config that this version does not know|holds a 3)"):
+    with pytest.raises(WeightsError, match=r"it\.safetensors (has a config|holds a 3)"):
         iqguide.create_model("tiny", weights=tmp_path / "it.safetensors")
 
 
@@ -134,9 +134,7 @@ def test_files_of_version_0_1_do_not_name_their_class(with_config, files, name):
 
 def test_one_class_in_place_of_another(files):
     for name, other in (("clipiqa", "qualiclip"), ("tiny", "bpclip"), ("bpclip", "tiny")):
-        with pytest.raises(
-            WeightsError, match=rf"{other}\.safetensors holds a \w+; expected a \w+: use \w+\.from_pretr"
-        ):
+        with pytest.raises(WeightsError, match=rf"{other}\.safetensors holds a \w+; expected a \w+"):
             iqguide.create_model(name, weights=files / f"{other}.safetensors")
 
 

@@ -260,7 +260,7 @@ def test_koniq(tree):
     assert (train.tolist(), test.tolist()) == ([0, 1, 2], [3])
     (root / "koniq10k_scores_and_distributions.csv").unlink()
     assert normalised(load_dataset("koniq-10k", root)) == normalised(samples)
-    with pytest.raises(ValueError, match=r"has no raw MOS of a\.jpg; expected it in koniq10k_scores_and_dist"):
+    with pytest.raises(ValueError, match=r"a\.jpg; expected it in koniq10k_scores_and_dist"):
         load_dataset("koniq-10k-raw", root)
     assert samples[3].part == "test"
 
@@ -698,7 +698,7 @@ def folder_of_pictures(root, names):
 def test_a_header_that_repeats_a_column_is_refused(tmp_path):
     folder_of_pictures(tmp_path, ["a.png", "b.png"])
     (tmp_path / "mos.csv").write_text("image,mos,mos\na.png,1,5\nb.png,2,4\n")
-    with pytest.raises(ValueError, match="has the column 'mos' more than once; expected it once: rename or remove one"):
+    with pytest.raises(ValueError, match="the column 'mos' more than once"):
         load_dataset("csv", tmp_path)
     (tmp_path / "mos.csv").write_text("image,mos,,\na.png,1,,\nb.png,2,,\n")  # columns without a name hold nothing
     assert [sample.mos for sample in load_dataset("csv", tmp_path)] == [1, 2]

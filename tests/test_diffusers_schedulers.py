@@ -435,7 +435,7 @@ def test_thresholding_passes_the_push_in_full(make, name):
 
 def test_an_unknown_scheduler_names_the_known_ones():
     pipe = SimpleNamespace(scheduler=diffusers.EDMEulerScheduler())
-    with pytest.raises(ValueError, match=r"EDMEulerScheduler.*EDM.*expected one of DDIMScheduler, DDPMScheduler"):
+    with pytest.raises(ValueError, match=r"EDMEulerScheduler.*expected one of DDIMScheduler"):
         guided(pipe, guidance()).__enter__()
     assert "step" not in vars(pipe.scheduler)
 

@@ -267,7 +267,7 @@ def test_frozen_parts_stay_and_groups_have_their_own_rate(config):
 
 @pytest.mark.parametrize("setting", [{"freeze": ("heads",)}, {"lr_factors": {"heads": 2.0}}])
 def test_a_name_that_no_parameter_has_is_refused(config, setting):
-    with pytest.raises(ValueError, match=r"no parameter of tiny begins with 'heads'; the first is 'stages"):
+    with pytest.raises(ValueError, match=r"tiny begins with 'heads'; the first is 'stages"):
         finetune.prepare(dataclasses.replace(config, **setting))
 
 
@@ -361,7 +361,7 @@ def test_wandb_is_told_the_folder_of_the_run(config, monkeypatch):
 
 def test_a_tracker_that_is_not_installed_is_named(config, monkeypatch):
     monkeypatch.setattr(loop, "get_available_trackers", list)
-    with pytest.raises(ValueError, match="tracker tensorboard is not installed; pip install tensorboard"):
+    with pytest.raises(ValueError, match="pip install tensorboard"):
         finetune.prepare(dataclasses.replace(config, tracker="tensorboard"))
 
 

@@ -159,7 +159,7 @@ def test_half_precision_decoders_lose_no_gradient():
 
 def test_misfits_say_what_was_expected():
     latent = torch.randn(2, 4, 4, 4)
-    with pytest.raises(ValueError, match=r"decoder returned \(2, 4, 4, 4\).*expected images \(2, 3, H, W\)"):
+    with pytest.raises(ValueError, match=r"\(2, 4, 4, 4\).*expected images \(2, 3, H, W\)"):
         reward_gradient(mean, lambda z: z, latent)
     with pytest.raises(ValueError, match=r"reward returned \(\) .*expected \(2,\)"):
         reward_gradient(torch.mean, lambda z: z[:, :3], latent)

@@ -150,7 +150,7 @@ def test_a_candidate_that_turns_nan_is_dropped_and_the_others_go_on(batch_size, 
 def test_without_a_candidate_the_search_says_why():
     pipe, inputs = pipeline()
     poison(pipe, 0, 1)
-    with pytest.raises(ValueError, match=r"no candidate can be used: .*NaN.*\(2 of them\); check dtype and guidance"):
+    with pytest.raises(ValueError, match=r"no candidate .*NaN.*\(2 of them\)"):
         best_of_n(pipe, brightness, n=2, halving=True, **inputs)
 
 

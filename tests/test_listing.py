@@ -83,7 +83,7 @@ def test_plugins_bring_their_endings(folder, monkeypatch):
     assert "pip install iqguide[formats]" in formats.GET_PLUGINS
     monkeypatch.setattr(opening, "suffixes", formats.suffixes)
     (folder / "e.heic").write_bytes(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic")
-    with pytest.raises(ImageError, match=r"e\.heic needs a plugin of Pillow: pip install iqguide\[formats\]"):
+    with pytest.raises(ImageError, match=r"e\.heic .*pip install iqguide\[formats\]"):
         load_images(folder / "e.heic")
 
 

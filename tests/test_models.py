@@ -218,17 +218,13 @@ def test_bad_images_are_refused(model, function, bad, error, message):
 
 
 def test_unknown_names_dtypes_and_options():
-    with pytest.raises(
-        ValueError, match=r"unknown model 'qualclip'\. Did you mean 'qualiclip'\? Known: bpclip, .*tiny"
-    ):
+    with pytest.raises(ValueError, match=r"'qualclip'\. .*'qualiclip'\? Known: bpclip, .*tiny"):
         iqguide.create_model("qualclip")
     with pytest.raises(ValueError, match=r"unknown model 'zzz'\. Known"):
         iqguide.create_model("zzz")
     with pytest.raises(ValueError, match=r"dtype is torch\.int8; expected one of torch\.float32"):
         iqguide.create_model("qualiclip", dtype=torch.int8)
-    with pytest.raises(
-        TypeError, match=r"qualiclip has no option 'temprature'\. Did you mean 'temperature'\? Options: "
-    ):
+    with pytest.raises(TypeError, match=r"qualiclip has no option 'temprature'\. .*'temperature'"):
         iqguide.create_model("qualiclip", weights="random", temprature=1)
     with pytest.raises(TypeError, match="tiny has no option 'pairs'"):
         iqguide.create_model("tiny", weights="random", pairs=())

@@ -117,9 +117,7 @@ def test_a_checkpoint_of_an_earlier_version_is_refused_in_one_sentence(run, tmp_
     folder.mkdir(parents=True)
     shutil.copy(run.out / "checkpoint-0000001/settings.json", folder)
     torch_archive(folder / "optimizer.bin", mark)
-    with pytest.raises(
-        FileNotFoundError, match=r"has no state\.json, so it cannot be resumed; expected a checkpoint of"
-    ):
+    with pytest.raises(FileNotFoundError, match=r"has no state\.json"):
         finetune.prepare(dataclasses.replace(run, out=tmp_path / "copy"), Started(resume=True))
 
 

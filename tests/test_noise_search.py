@@ -227,9 +227,7 @@ def test_a_gradient_that_is_not_finite_ends_the_search(caplog):
         calls.append(1)
         return brightness(images) + (images - images).square().sum((1, 2, 3)).sqrt()  # 0, whose derivative is NaN
 
-    with pytest.raises(
-        ValueError, match=r"the margin of iteration 1 of 9 is 0\.\d+, and NaN or .* gradient are \d\d+;"
-    ):
+    with pytest.raises(ValueError, match=r"iteration 1 of 9 is 0\.\d+, .* gradient are \d\d+;"):
         optimize_noise(pipe, rooted, iterations=9, **inputs)
     assert len(calls) == 1
 

@@ -61,9 +61,7 @@ def test_weighted_sum_wants_pairs(terms):
 
 @pytest.mark.parametrize("weights", [(math.nan,), (1.0, math.inf), (0.0,), (0, 0.0)])
 def test_weighted_sum_wants_weights_that_count(weights):
-    with pytest.raises(
-        ValueError, match=r"got the weights \[.*\]; expected finite numbers, at least one of them not 0"
-    ):
+    with pytest.raises(ValueError, match=r"got the weights \[.*\]; expected finite numbers"):
         WeightedSum(*((mean, weight) for weight in weights))
 
 

@@ -85,7 +85,7 @@ def test_offline_nothing_is_asked_of_the_hub(monkeypatch, tmp_path, variable):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv(variable, "1")
     monkeypatch.setattr("socket.getaddrinfo", connect)
-    with pytest.raises(WeightsError, match=r"someone/tiny-tuned is not in the .* cache and downloads are off"):
+    with pytest.raises(WeightsError, match=r"someone/tiny-tuned is not in .* downloads are off"):
         Tiny.from_pretrained("someone/tiny-tuned", cache_dir=tmp_path)
     make("tiny").save_pretrained(tmp_path / "folder")
     assert isinstance(Tiny.from_pretrained(tmp_path / "folder"), Tiny)
@@ -110,7 +110,7 @@ def test_push_to_hub_sends_the_folder(monkeypatch):
 
 def test_one_class_is_not_read_as_another(tmp_path):
     make("clipiqa").save_pretrained(tmp_path)
-    with pytest.raises(WeightsError, match=r"holds a ClipIQA; expected a QualiCLIP: use ClipIQA\.from_pretrained"):
+    with pytest.raises(WeightsError, match=r"holds a ClipIQA; expected a QualiCLIP"):
         iqguide.models.QualiCLIP.from_pretrained(tmp_path)
 
 
@@ -122,7 +122,7 @@ def test_a_saved_clipiqa_keeps_its_pairs_and_takes_another_temperature(images, t
     same = iqguide.create_model("clipiqa", weights=path, pairs=PAIRS, temperature=7)
     torch.testing.assert_close(same.logits(images) * 7, model.logits(images))
     torch.testing.assert_close(same.margin(images), model.margin(images), atol=1e-4, rtol=1e-4)  # calibrated anew
-    with pytest.raises(ValueError, match=r"it\.safetensors brings its own pairs, \(\('Calm.*leave the option out"):
+    with pytest.raises(ValueError, match=r"it\.safetensors brings its own pairs, \(\('Calm"):
         iqguide.create_model("clipiqa", weights=path, pairs=PAIRS[::-1])
 
 

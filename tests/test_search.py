@@ -221,7 +221,7 @@ def test_broken_candidates_are_left_out_and_named(value, caplog):
     assert torch.equal(found.latents, sound.latents[[0, 2]])
     best = best_of_n(pipe, brightness, n=4, seeds=[6, 7, 8, 9], batch_size=2, top_k=1, **inputs)
     assert torch.equal(best.best, found.best)
-    with pytest.raises(ValueError, match=r"no candidate can be used: .*NaN.* \(1 of them\); check dtype and guidance"):
+    with pytest.raises(ValueError, match=r"no candidate .*NaN.* \(1 of them\)"):
         best_of_n(pipe, brightness, n=1, seeds=[7], batch_size=2, **inputs)
 
 
@@ -274,5 +274,5 @@ def test_candidates_that_a_safety_checker_has_blanked_are_left_out():
     assert len(found) == 2
     assert (found.images.flatten(1).amax(1) > 0).all()
     checker.concept_embeds_weights.data[:] = -2.0
-    with pytest.raises(ValueError, match=r"safety checker .* \(2 of them\); change the prompt or the seeds"):
+    with pytest.raises(ValueError, match=r"safety checker .* \(2 of them\)"):
         best_of_n(pipe, brightness, n=2, **inputs)

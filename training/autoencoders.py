@@ -177,5 +177,5 @@ def ladders(
     encode: Callable[[Tensor], Tensor], decode: Callable[[Tensor], Tensor]
 ) -> dict[str, tuple[Distortion, tuple[float, ...]]]:
     """Ladders of one autoencoder, as in `distortions.LADDERS`, for images whose sides are multiples of 8."""
-    found = {name: (round_trip(encode, decode, change), strengths) for name, (change, strengths) in CHANGES.items()}
-    return found | {"round_trips": (round_trips(encode, decode), (1, 2, 3, 4, 6))}
+    changed = {name: (round_trip(encode, decode, change), strengths) for name, (change, strengths) in CHANGES.items()}
+    return changed | {"round_trips": (round_trips(encode, decode), (1, 2, 3, 4, 6))}

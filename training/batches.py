@@ -248,7 +248,7 @@ def scored_crops(
     for photograph in tqdm(photographs, desc="scored crops"):
         pictures = [reduced(picture, short_side) for picture in read_with_reference(photograph, short_side)]
         crops += [[to_tensor(crop) for crop in random_crops(pictures, size, rng, most=1.4)] for _ in range(EACH)]
-    stack, *references = (torch.stack(views) for views in zip(*crops, strict=True))
+    stack, *references = (torch.stack(column) for column in zip(*crops, strict=True))
     return stack, references[0] if references else None
 
 

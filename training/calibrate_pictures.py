@@ -22,15 +22,15 @@ MOST = 30
 @torch.no_grad()
 def margins(model: nn.Module, pictures: Pictures, rows: np.ndarray, bf16: bool = False) -> np.ndarray:
     """Margins (N,) of whole pictures at their own size, several at a time where the sizes are equal."""
-    found = np.empty(len(rows))
+    values = np.empty(len(rows))
     shapes = [tuple(pictures.images[row].shape) for row in rows]
     for shape in set(shapes):
         alike = [n for n, other in enumerate(shapes) if other == shape]
         for start in range(0, len(alike), 8):
             part = alike[start : start + 8]
             batch = torch.stack([pictures.images[rows[n]] for n in part]).float() / 255
-            found[part] = _margin(model, batch, bf16).cpu().numpy()
-    return found
+            values[part] = _margin(model, batch, bf16).cpu().numpy()
+    return values
 
 
 def _margin(model: nn.Module, images: Tensor, bf16: bool) -> Tensor:
@@ -64,8 +64,8 @@ def measure(model: nn.Module, pictures: Pictures, bf16: bool = False) -> dict[st
     figures = {}
     for origin, name in enumerate(SETS):
         rows = pictures.scored(origin, kept=False)
-        found = spearmanr(margins(model, pictures, rows, bf16), pictures.opinion[rows])
-        figures[f"srcc {name}"] = float(found.statistic)
+        correlation = spearmanr(margins(model, pictures, rows, bf16), pictures.opinion[rows])
+        figures[f"srcc {name}"] = float(correlation.statistic)
     return figures
 
 
@@ -86,14 +86,14 @@ def falling_live(
     model: nn.Module, pictures: Pictures, kinds: Sequence[Kind], bf16: bool = False, size: int = CLEAN_CROP
 ) -> dict[str, float]:
     """`falling` by kind, over crops of the held-out clean photographs that are degraded at whole levels."""
-    rng, generator, found = np.random.default_rng(0), torch.Generator().manual_seed(0), {}
+    rng, generator, shares = np.random.default_rng(0), torch.Generator().manual_seed(0), {}
     clean = crops(pictures, pictures.clean(kept=False)[:MOST], size, 1.0, rng)
     for kind in kinds:
         scores = [_margin(model, clean, bf16)]
         for level in range(5):
-            rungs = kind.degrade(clean, torch.full((len(clean),), float(level)), generator)
-            scores.append(_margin(model, rungs, bf16))
+            degraded = kind.degrade(clean, torch.full((len(clean),), float(level)), generator)
+            scores.append(_margin(model, degraded, bf16))
         severity = torch.cat([torch.zeros(1), kind.severity(torch.arange(5.0))])
         fell = torch.stack(scores).diff(dim=0) < 0
-        found[kind.name] = fell[severity.diff() > 1e-6].float().mean().item()
-    return found
+        shares[kind.name] = fell[severity.diff() > 1e-6].float().mean().item()
+    return shares

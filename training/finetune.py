@@ -117,7 +117,7 @@ def losses(
 def guidance_losses(
     model: nn.Module, batch: dict[str, Tensor], config: FinetuneConfig, accelerator: Accelerator
 ) -> dict[str, Tensor]:
-    """What makes a score fit for guidance: aligned, small gradients, which are not climbed for nothing."""
+    """What makes a score fit for guidance: a small gradient that points at the clean picture."""
     degraded, clean, severity = batch["degraded"], batch["clean"], batch["severity"]
     # in full precision: this is the gradient that guidance will see
     misalignment, energy, gradient = objectives.restoration(lambda x: model(x, clean, "exact").float(), degraded, clean)

@@ -83,15 +83,15 @@ def _published(name: str, group: str) -> Kind:
 def all_kinds() -> list[Kind]:
     """Every kind that tensors alone can make."""
     group_of = {name: group for group, names in OWN_GROUPS.items() for name in names}
-    own = [ladder(name, group_of[name], *found) for name, found in distortions.LADDERS.items()]
+    own = [ladder(name, group_of[name], *values) for name, values in distortions.LADDERS.items()]
     published = [
         _published(name, "enlargement" if name == "pixelate" else group)
         for group, names in arniqa_distortions.GROUPS.items()
         for name in names
     ]
     generated = [
-        ladder(name, group, *found)
+        ladder(name, group, *values)
         for group, names in generated_distortions.GROUPS.items()
-        for name, found in names.items()
+        for name, values in names.items()
     ]
     return own + published + generated

@@ -136,23 +136,23 @@ def clean_crop(job: tuple[Path, bool, str, int], size: int) -> np.ndarray:
 
 def sources(data: Path) -> list[tuple[Path, bool]]:
     """Photographs that ladders begin at, held-out ones included, and whether each may be a little soft."""
-    found = [(p.path, False) for p in clean_photographs(data)]
-    found += [(p.path, True) for p in scored_photographs(data) if p.mos > GOOD]
-    return found + [(p.path, True) for p in biq_photographs(data) if p.mos > BIQ_GOOD]
+    photographs = [(p.path, False) for p in clean_photographs(data)]
+    photographs += [(p.path, True) for p in scored_photographs(data) if p.mos > GOOD]
+    return photographs + [(p.path, True) for p in biq_photographs(data) if p.mos > BIQ_GOOD]
 
 
 @torch.no_grad()
 def tensor_ladders(kind: Kind, clean: np.ndarray, device: torch.device, batch: int, seed: int) -> Tensor:
     """Ladders (M, 1 + LEVELS, 3, s, s) uint8 of clean crops (M, s, s, 3) by a kind that works on tensors."""
-    generator, found = torch.Generator().manual_seed(seed), []
+    generator, ladders = torch.Generator().manual_seed(seed), []
     for part in torch.from_numpy(clean).permute(0, 3, 1, 2).split(batch):
         images = part.to(device).float() / 255
         levels = torch.arange(float(LEVELS)).repeat(len(part))
         with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
-            rungs = kind.degrade(images.repeat_interleave(LEVELS, 0), levels, generator)
-        rungs = (rungs.float().clamp(0, 1) * 255).round().byte().cpu().unflatten(0, (len(part), LEVELS))
-        found.append(torch.cat([part[:, None], rungs], 1))
-    return torch.cat(found)
+            degraded = kind.degrade(images.repeat_interleave(LEVELS, 0), levels, generator)
+        degraded = (degraded.float().clamp(0, 1) * 255).round().byte().cpu().unflatten(0, (len(part), LEVELS))
+        ladders.append(torch.cat([part[:, None], degraded], 1))
+    return torch.cat(ladders)
 
 
 def build(args: argparse.Namespace) -> LadderCache:
@@ -161,8 +161,8 @@ def build(args: argparse.Namespace) -> LadderCache:
     taef2 = autoencoders.read_taef2(args.taef2) if args.taef2 else None
     slow = [ladder(name, "smoothing", *generated_distortions.LADDERS[name]) for name in SLOW]
     if taef2 is not None:
-        found = autoencoders.ladders(taef2.encode, taef2.decode)
-        slow += [ladder(name, "autoencoder", *values) for name, values in found.items()]
+        autoencoded = autoencoders.ladders(taef2.encode, taef2.decode)
+        slow += [ladder(name, "autoencoder", *values) for name, values in autoencoded.items()]
     photographs = sources(args.data)
     names = [*CODECS, *(kind.name for kind in slow)]
     shares = [CODEC_SHARE / len(CODECS)] * len(CODECS) + [(1 - CODEC_SHARE) / len(slow)] * len(slow)

@@ -89,8 +89,8 @@ class Drawer:
         picks = [0, *(1 + np.sort(self.rng.permutation(steps)[: self.rungs - 1])).tolist()]
         side = min(self.size, images.shape[-1])
         y, x = self.rng.integers(0, images.shape[-1] - side + 1, 2) // 8 * 8
-        found = images[rows][:, picks, :, y : y + side, x : x + side].float() / 255
-        return Ladders(found.flip(4) if self.rng.random() < 0.5 else found, severity[rows][:, picks])
+        cropped = images[rows][:, picks, :, y : y + side, x : x + side].float() / 255
+        return Ladders(cropped.flip(4) if self.rng.random() < 0.5 else cropped, severity[rows][:, picks])
 
     def _live(self, kind: Kind, photos: int) -> Ladders:
         rows = self.rng.choice(self.bases, photos)

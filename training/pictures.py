@@ -73,10 +73,10 @@ def read_pictures(data: Path, seed: int = 0, device: torch.device | str = "cpu")
         FileNotFoundError: a set is missing.
         ValueError: a picture or a table is damaged.
     """
-    found = [(p.path, -1, np.nan) for p in clean_photographs(data)]
-    found += [(p.path, 0, p.mos) for p in scored_photographs(data)]
-    found += [(p.path, 1, p.mos) for p in biq_photographs(data)]
-    paths, origin, opinion = zip(*found, strict=True)
+    listed = [(p.path, -1, np.nan) for p in clean_photographs(data)]
+    listed += [(p.path, 0, p.mos) for p in scored_photographs(data)]
+    listed += [(p.path, 1, p.mos) for p in biq_photographs(data)]
+    paths, origin, opinion = zip(*listed, strict=True)
     origin = np.array(origin)
     with ThreadPoolExecutor(THREADS) as pool:
         pictures = list(pool.map(lambda path: to_tensor(read(path)), paths))
@@ -115,8 +115,8 @@ def crops(pictures: Pictures, rows: np.ndarray, size: int, scale: float, rng: np
 
 def whole_squares(pictures: Pictures, rows: np.ndarray, size: int, rng: np.random.Generator) -> Tensor:
     """Whole pictures, resized to (N, 3, size, size) whatever their shape, mirrored half of the time."""
-    found = [
+    squares = [
         F.interpolate(pictures.images[row][None].float() / 255, (size, size), mode="bicubic", antialias=True)
         for row in rows
     ]
-    return torch.cat([x.flip(3) if rng.random() < 0.5 else x for x in found]).clamp(0, 1)
+    return torch.cat([x.flip(3) if rng.random() < 0.5 else x for x in squares]).clamp(0, 1)

@@ -25,12 +25,12 @@ def load_pretrained(trunk: EfficientNetLite0, path: str | os.PathLike[str]) -> N
         WeightsError: the file is missing, damaged or of another network.
     """
     known = {name: value for name, value in trunk.state_dict().items() if "num_batches" not in name}
-    found = [value for name, value in read_weights(path)[0].items() if "num_batches" not in name]
+    tensors = [value for name, value in read_weights(path)[0].items() if "num_batches" not in name]
     shapes = [tuple(value.shape) for value in known.values()]
-    if [tuple(value.shape) for value in found[: len(shapes)]] != shapes:
+    if [tuple(value.shape) for value in tensors[: len(shapes)]] != shapes:
         raise WeightsError(f"{path} does not hold EfficientNet-Lite0; expected its tensors from the stem on, in order.")
     with torch.no_grad():
-        for own, value in zip(known.values(), found, strict=False):
+        for own, value in zip(known.values(), tensors, strict=False):
             own.copy_(value)
         for module in trunk.modules():
             if isinstance(module, Conv):

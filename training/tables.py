@@ -169,11 +169,11 @@ class Locator:
         """The file; where there is none, the path as it is written."""
         if path.is_file():
             return path
-        found = Path(path.anchor)
-        for part in Path(str(path).replace("\\", "/")).parts[len(found.parts) :]:
-            exact = found / part
-            found = exact if exact.exists() else self._alike(found).get(unicodedata.normalize("NFC", part), exact)
-        return found if found.is_file() else path
+        file = Path(path.anchor)
+        for part in Path(str(path).replace("\\", "/")).parts[len(file.parts) :]:
+            exact = file / part
+            file = exact if exact.exists() else self._alike(file).get(unicodedata.normalize("NFC", part), exact)
+        return file if file.is_file() else path
 
     def _alike(self, folder: Path) -> dict[str, Path]:
         if folder not in self._names:
@@ -190,10 +190,12 @@ def _check_cells(path: Path, line: int, row: dict[str | None, Any], wanted: Sequ
         raise ValueError(f"line {line} of {path} has more cells than the header; put a cell with a comma in quotes.")
 
 
-def _check_columns(path: Path, wanted: Sequence[str], found: Sequence[str]) -> None:
-    twice = [name for name, count in Counter(found).items() if name and count > 1]
+def _check_columns(path: Path, wanted: Sequence[str], columns: Sequence[str]) -> None:
+    twice = [name for name, count in Counter(columns).items() if name and count > 1]
     if twice:
         raise ValueError(f"{path} has the column {twice[0]!r} more than once; expected it once: rename or remove one.")
-    missing = [name for name in wanted if name not in found]
+    missing = [name for name in wanted if name not in columns]
     if missing:
-        raise ValueError(f"{path} has no column {missing[0]!r}; expected {', '.join(wanted)}, got {', '.join(found)}.")
+        raise ValueError(
+            f"{path} has no column {missing[0]!r}; expected {', '.join(wanted)}, got {', '.join(columns)}."
+        )

@@ -106,19 +106,19 @@ class Lesson:
         self.accelerator.backward(loss)
         nn.utils.clip_grad_norm_(self.student.parameters(), 2.0)
         self.optimiser.step()
-        found = {**taught, "ladders": ladders, "opinions": scored}
-        return {name: value.detach() for name, value in found.items()}
+        losses = {**taught, "ladders": ladders, "opinions": scored}
+        return {name: value.detach() for name, value in losses.items()}
 
     @torch.no_grad()
     def _settle(self, statistics_stay: bool) -> None:
         """Centre the head on what the stages have learnt to say; later on let the norms' statistics stay."""
-        tiny, found = self.student.tiny, []
+        tiny, pooled = self.student.tiny, []
         if statistics_stay:
             tiny.stages.eval()
         for _ in range(16):
             images = self.drawer.draw(self.args.photos).images.flatten(0, 1)
-            found.append(self._seen(images.contiguous(memory_format=torch.channels_last))[0])
-        tiny.standardise(torch.cat(found))
+            pooled.append(self._seen(images.contiguous(memory_format=torch.channels_last))[0])
+        tiny.standardise(torch.cat(pooled))
 
     def _unlabelled(self) -> tuple[dict[str, Tensor], Tensor]:
         """What the teacher says of ladders and of random crops, and the order of the ladders."""

@@ -105,14 +105,14 @@ def ridge_predictions(features: np.ndarray, values: np.ndarray, groups: np.ndarr
     single = np.unique(groups, return_index=True)[1]
 
     def predict(rows: np.ndarray, strength: float) -> np.ndarray:
-        found = np.empty(len(rows))
+        predictions = np.empty(len(rows))
         for fold in range(folds):
             out = groups[rows] % folds == fold
             fit, rest = rows[~out], rows[out]
             base = values[fit].mean()
             dual = np.linalg.solve(kernel[np.ix_(fit, fit)] + strength * np.eye(len(fit)), values[fit] - base)
-            found[out] = kernel[np.ix_(rest, fit)] @ dual + base
-        return found
+            predictions[out] = kernel[np.ix_(rest, fit)] @ dual + base
+        return predictions
 
     strengths = (0.03, 0.1, 0.3, 1.0)
     best = min(strengths, key=lambda strength: np.square(predict(single, strength) - values[single]).sum())

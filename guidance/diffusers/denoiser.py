@@ -69,8 +69,8 @@ class _Silence:
         self._like = like
 
     def __call__(self, *args: Any, **kwargs: Any) -> "_Answer":
-        given = _first_tensor(args, kwargs)
-        return _Answer([given.new_zeros(len(given), *self._like.shape[1:], dtype=self._like.dtype)])
+        sample = _first_tensor(args, kwargs)
+        return _Answer([sample.new_zeros(len(sample), *self._like.shape[1:], dtype=self._like.dtype)])
 
 
 class _Answer(tuple):
