@@ -445,7 +445,7 @@ def test_every_parameter_learns(config):
         optimiser.step()
         losses.append(loss.item())
     assert [name for name, p in model.named_parameters() if p.grad is None or p.grad.abs().amax() == 0] == []
-    assert losses[-1] < 0.9 * losses[0]
+    assert min(losses) < 0.7 * losses[0]  # not the last one: at this rate a single step may jump
     moved = {name for name, buffer in model.named_buffers() if not torch.equal(buffer, before[name])}
     assert all("running" in name or "batches" in name for name in moved)
     assert bool(moved) == (config.batch_norm == "trained")

@@ -64,7 +64,7 @@ def test_decodes_as_the_pipeline_does(family, size):
     assert decoded.dtype == torch.float32
     assert images.shape == (1, 3, *size)
     assert images.std() > 0.05  # a picture, not a constant
-    torch.testing.assert_close(decoded, images, rtol=0, atol=1e-6)
+    torch.testing.assert_close(decoded, images, rtol=0, atol=2e-6)  # 16 times 2**-23, the rounding of pixels at 1
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -264,9 +264,16 @@ def test_subclasses_of_a_pipeline_are_known():
     assert families.family_of(Mine.__new__(Mine)) is families.STABLE_DIFFUSION
 
 
+def is_there(name):
+    try:
+        return hasattr(diffusers, name)
+    except RuntimeError:  # it needs newer transformers
+        return False
+
+
 def test_every_pipeline_of_the_table_exists():
     """In the version of diffusers for which the table was written; an older one lacks the newest pipelines."""
-    missing = [name for name in families.FAMILIES if not hasattr(diffusers, name)]
+    missing = [name for name in families.FAMILIES if not is_there(name)]
     assert missing == [] or Version(diffusers.__version__) < Version("0.42")
     for name, family in families.FAMILIES.items():
         if family.needs_grid and "Modular" not in name and name not in missing:

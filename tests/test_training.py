@@ -769,3 +769,12 @@ def test_accelerate_launches_it(folder, tmp_path):
     assert done.returncode == 0, done.stderr
     assert json.loads((tmp_path / "run" / "run.json").read_text())["step"] == 3
     iqguide.create_model("tiny", weights=tmp_path / "run" / "tiny.safetensors")
+
+
+def test_the_score_is_fitted_to_people_and_never_against_the_margin():
+    margins = np.linspace(-2, 3, 60)
+    opinions = 1 / (1 + np.exp(-1.5 * margins - 0.3))
+    assert calibrate.fit_logistic(margins, opinions) == pytest.approx((1.5, 0.3), rel=1e-4)
+    scale, shift = calibrate.fit_logistic(margins, 1 - opinions)  # a model that has learnt the opposite
+    assert scale == calibrate.FLATTEST
+    assert (1 / (1 + np.exp(-scale * margins - shift))).mean() == pytest.approx((1 - opinions).mean(), rel=1e-3)

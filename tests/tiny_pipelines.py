@@ -138,9 +138,14 @@ def _stable_diffusion_3() -> tuple[DiffusionPipeline, dict[str, Any]]:
     return pipe, inputs | {f"{sign}pooled_prompt_embeds": torch.randn(1, 8) for sign in ("", "negative_")}
 
 
+def skip_before_torch_2_5(name: str) -> None:
+    """For pipelines of diffusers that ask of attention, or of `torch.cpu`, what came with torch 2.5."""
+    if not hasattr(torch.nn, "Buffer"):  # came with it too
+        pytest.skip(f"diffusers' {name} needs torch 2.5")
+
+
 def _flux() -> tuple[DiffusionPipeline, dict[str, Any]]:
-    if not hasattr(torch.nn, "Buffer"):  # new in torch 2.5, as what Flux asks of attention is
-        pytest.skip("diffusers' Flux needs torch 2.5")
+    skip_before_torch_2_5("FluxPipeline")
     pipe = FluxPipeline(
         vae=tiny_kl(16, use_quant_conv=False, use_post_quant_conv=False, scaling_factor=0.3611, shift_factor=0.1159),
         transformer=FluxTransformer2DModel(

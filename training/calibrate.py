@@ -18,6 +18,9 @@ from .batches import Crops
 from .crops import to_tensor
 from .data import Photograph, read_with_reference
 
+FLATTEST = 1e-3
+"""Smallest scale of a score, per unit of margin."""
+
 MOST_CROPS = 512
 """Held-out crops are in memory all at once; of more photographs than give so many, every second, third ... is taken."""
 
@@ -62,13 +65,30 @@ def agreement(model: nn.Module, photographs: list[Photograph], size: int = 0) ->
     return {"srcc": float(spearmanr(margins, mos)[0]), "plcc": float(pearsonr(margins, mos)[0])}
 
 
+def fit_logistic(margins: np.ndarray, opinions: np.ndarray) -> tuple[float, float]:
+    """Scale and shift with which sigmoid(scale * margin + shift) comes nearest to opinions in [0, 1], by least squares.
+
+    The scale is never below FLATTEST, so the score keeps the order of the margin: a model that ranks against people
+    gives about the same score to every picture, their mean opinion.
+    """
+    (scale, shift), _ = curve_fit(_logistic, margins, opinions, p0=(0.5, 0.5), maxfev=10000)
+    if scale < FLATTEST:
+        mean = np.mean(opinions)
+        return FLATTEST, float(np.log(mean / (1 - mean)) - FLATTEST * np.mean(margins))
+    return float(scale), float(shift)
+
+
+def _logistic(x: np.ndarray, a: float, b: float) -> np.ndarray:
+    return 1 / (1 + np.exp(-a * x - b))
+
+
 @torch.no_grad()
 def fit_score(model: Tiny, photographs: list[Photograph]) -> None:
     """Set the scale of the model's score, in place: a logistic fit of MOS / 100 of pictures it has learnt from."""
     margins, mos = margins_of_whole_pictures(model, photographs), np.array([p.mos for p in photographs])
-    (scale, shift), _ = curve_fit(lambda x, a, b: 1 / (1 + np.exp(-a * x - b)), margins, mos / 100, p0=(0.5, 0.5))
-    model.score_scale.fill_(float(scale))
-    model.score_shift.fill_(float(shift))
+    scale, shift = fit_logistic(margins, mos / 100)
+    model.score_scale.fill_(scale)
+    model.score_shift.fill_(shift)
 
 
 @torch.no_grad()

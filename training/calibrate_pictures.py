@@ -6,10 +6,10 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from scipy.optimize import curve_fit
 from scipy.stats import spearmanr
 from torch import Tensor, nn
 
+from .calibrate import fit_logistic
 from .kinds import Kind
 from .ladder_cache import LadderCache
 from .pictures import SETS, Pictures, crops
@@ -54,9 +54,9 @@ def calibrate(model: nn.Module, pictures: Pictures, bf16: bool = False) -> None:
     model.margin_std.copy_(std)
     rows = pictures.scored(0)
     x, y = margins(model, pictures, rows, bf16), pictures.opinion[rows] / 100
-    (scale, shift), _ = curve_fit(lambda x, a, b: 1 / (1 + np.exp(-a * x - b)), x, y, p0=(0.5, 0.5), maxfev=10000)
-    model.score_scale.fill_(float(scale))
-    model.score_shift.fill_(float(shift))
+    scale, shift = fit_logistic(x, y)
+    model.score_scale.fill_(scale)
+    model.score_shift.fill_(shift)
 
 
 def measure(model: nn.Module, pictures: Pictures, bf16: bool = False) -> dict[str, float]:

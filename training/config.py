@@ -28,14 +28,14 @@ class FinetuneConfig(RunSettings):
     The defaults are those of `tiny`; recipes/configs/ has a file for each of the others.
     """
 
-    RANGES: ClassVar = RunSettings.RANGES | {
+    RANGES: ClassVar[dict] = RunSettings.RANGES | {
         **dict.fromkeys(("ladders", "scored"), (1, math.inf)),
         **dict.fromkeys(("cut", "aligned", *WEIGHTS), (0, math.inf)),
         **dict.fromkeys(("attack_step", "consistency_margin", "rank_margin"), (0, math.inf)),
         **dict.fromkeys(("ladder_levels", "levels"), (2, math.inf)),
         **dict.fromkeys(("crop", "scored_crop"), (MIN_SIDE, math.inf)),
     }
-    FORMER_NAMES: ClassVar = {
+    FORMER_NAMES: ClassVar[dict] = {
         "mos_weight": "opinion_weight",
         "scored": "opinions",
         "scored_crop": "opinion_crop",

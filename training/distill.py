@@ -39,7 +39,7 @@ from .teacher import Squeezenet
 class DistillSettings:
     """One run that imitates a teacher's feature maps."""
 
-    RANGES: ClassVar = {
+    RANGES: ClassVar[dict] = {
         **dict.fromkeys(("steps", "batch"), (1, math.inf)),
         "lr": (0, math.inf),
         "crop": (MIN_SIDE, math.inf),

@@ -52,14 +52,14 @@ DECAY = 0.995
 class FitSettings:
     """One fit of what is above the backbone."""
 
-    RANGES: ClassVar = {
+    RANGES: ClassVar[dict] = {
         **dict.fromkeys(("steps", "ladders", "scored", "small", "large"), (1, math.inf)),
         **dict.fromkeys(("lr", "weight_decay", "slope"), (0, math.inf)),
         **dict.fromkeys(("crop", "large_crop", "scored_crop"), (MIN_SIDE, math.inf)),
         "seed": SEEDS,
     }
     """Lowest and highest value of a setting."""
-    FORMER_NAMES: ClassVar = {"scored": "opinions", "scored_crop": "opinion_crop"}
+    FORMER_NAMES: ClassVar[dict] = {"scored": "opinions", "scored_crop": "opinion_crop"}
 
     data: Annotated[Path, "folder with pristine/ and live-challenge/"]
     init: Annotated[Path, "bpclip-mini.safetensors whose backbone can see"]

@@ -15,7 +15,7 @@ from .options import SEEDS, check_ranges
 class HeadSettings:
     """One fit of the head."""
 
-    RANGES: ClassVar = {
+    RANGES: ClassVar[dict] = {
         **dict.fromkeys(("steps", "batch", "each", "large", "each_second"), (1, math.inf)),
         **dict.fromkeys(("lr", "slope", "each_good", "mos_weight", "step_weight", "back_weight"), (0, math.inf)),
         **dict.fromkeys(("prediction_weight", "second_weight"), (0, math.inf)),
@@ -24,7 +24,7 @@ class HeadSettings:
         "seed": SEEDS,
     }
     """Lowest and highest value of a setting."""
-    FORMER_NAMES: ClassVar = {"mos_weight": "opinion_weight"}
+    FORMER_NAMES: ClassVar[dict] = {"mos_weight": "opinion_weight"}
 
     data: Annotated[Path, "folder with pristine/ and live-challenge/"]
     init: Annotated[Path, "safetensors file whose head is to be fitted anew"]

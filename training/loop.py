@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from accelerate import Accelerator
 from accelerate.tracking import get_available_trackers
-from accelerate.utils import DistributedType
+from accelerate.utils import DistributedDataParallelKwargs, DistributedType
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
@@ -58,6 +58,8 @@ def start_accelerator(config: RunSettings) -> Accelerator:
         gradient_accumulation_steps=config.accumulate,
         log_with=config.tracker or None,
         project_dir=config.folder,
+        # The networks stay in evaluation mode, so buffers never change; sending them again would write into the graph.
+        kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
     )
     if accelerator.distributed_type == DistributedType.DEEPSPEED:
         raise ValueError(

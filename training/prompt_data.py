@@ -32,7 +32,7 @@ CROPS = 6
 class PromptConfig(RunSettings):
     """One run. Each default is written here and nowhere else."""
 
-    RANGES: ClassVar = RunSettings.RANGES | {"batch": (1, math.inf), "crop": (MIN_SIDE, math.inf)}
+    RANGES: ClassVar[dict] = RunSettings.RANGES | {"batch": (1, math.inf), "crop": (MIN_SIDE, math.inf)}
 
     dataset: Annotated[str, "scored pictures: a name as `iqguide evaluate` takes"]
     root: Annotated[Path, "its folder, or the table of `csv`"]

@@ -20,7 +20,7 @@ WORKING_SIDE = 512
 class RunSettings:
     """What every resumable run has: where its scored pictures are, how long it learns, and what it leaves."""
 
-    RANGES: ClassVar = {
+    RANGES: ClassVar[dict] = {
         **dict.fromkeys(("steps", "accumulate", "checkpoint_every", "warmup"), (1, math.inf)),
         **dict.fromkeys(("workers", "restarts", "epochs", "lr", "weight_decay", "clip"), (0, math.inf)),
         **dict.fromkeys(("last_lr", "beta2", "ema"), (0, 1)),
