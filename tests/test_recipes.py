@@ -547,21 +547,27 @@ def test_documented_commands_exist_with_their_flags(page, recipe, capsys):
             main = importlib.import_module(name).main
         with pytest.raises(SystemExit):
             main(["--help"])
-        known = set(re.findall(r"--?[a-z][a-z-]*", capsys.readouterr().out))
+        known = set(re.findall(r"--?[a-z][a-z0-9-]*", capsys.readouterr().out))
         assert [word for word in arguments if word.startswith("-") and word not in known] == [], name
 
 
 def test_documented_training_has_its_inputs_before_it_needs_them():
     made = ["DATA", "squeezenet.pt"]
-    inputs = {"--data", "--teacher", "--corpus", "--vae", "--redrawn", "--init", "--pipeline", "--denoised"}
+    inputs = {"--caches", "--data", "--teacher", "--corpus", "--vae", "--redrawn", "--init", "--pipeline", "--denoised"}
     denoised = False
     for name, arguments in commands("docs/training.md"):
         if "MINE" in arguments:  # the part on one's own pictures starts from what is bundled
             break
-        settings = dict(zip(arguments[::2], arguments[1::2], strict=True))
+        settings: dict[str, list[str]] = {}
+        for word in arguments:
+            if word.startswith("--"):
+                settings[word] = []
+            else:
+                settings[list(settings)[-1]].append(word)
         for flag in inputs & settings.keys():
-            assert any(settings[flag] == path or settings[flag].startswith(f"{path}/") for path in made), (name, flag)
-        made.append(settings["--out"])
+            for value in settings[flag]:
+                assert any(value == path or value.startswith(f"{path}/") for path in made), (name, flag, value)
+        made += settings["--out"]
         denoised |= "--denoised" in settings
     assert "models/assets/demo" in made
     assert denoised  # the stage that the bundled quality model comes from
