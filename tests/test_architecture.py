@@ -272,6 +272,13 @@ def test_public_names_are_listed_once():
         iqguide.no_such_name  # noqa: B018 - the access is the test
 
 
+def test_class_variables_say_what_they_are():
+    """Python 3.10 cannot read the type hints of a class with a plain ClassVar, which options are made from."""
+    assert [
+        path.name for path in package_files() if re.search(r": ClassVar *(=|$)", path.read_text("utf-8"), re.M)
+    ] == []
+
+
 def test_no_folder_hides_the_workflows_from_comfyui():
     """ComfyUI serves the first of these folders that exists, so a second one would hide workflows/."""
     forbidden = {"example", "examples", "workflow", "example_workflows"}
