@@ -141,17 +141,17 @@ class RunState:
     """Evaluations inside the window so far."""
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything, for a run that goes on elsewhere: tensors (N, ...) on the CPU, numbers and bytes."""
+        """Everything, for a run that goes on elsewhere: tensors (N, ...) on the CPU, numbers and text."""
         values = {name: value for name, value in vars(self).items() if name != "generator"}
         copies = {n: v.to("cpu", copy=True) if isinstance(v, Tensor) else v for n, v in values.items()}
-        return copies | {"generator": bytes(self.generator.get_state().tolist())}
+        return copies | {"generator": bytes(self.generator.get_state().tolist()).hex()}  # no tensor: it has no samples
 
     def load_state_dict(self, state: dict[str, Any], device: torch.device) -> None:
         """Go on with the `state_dict` of another run, with all or some of its samples."""
         for name, value in state.items():
             if name != "generator":
                 setattr(self, name, value.to(device, copy=True) if isinstance(value, Tensor) else value)
-        self.generator.set_state(torch.tensor(list(state["generator"]), dtype=torch.uint8))
+        self.generator.set_state(torch.tensor(list(bytes.fromhex(state["generator"])), dtype=torch.uint8))
 
     def forget(self) -> None:
         """Let go of all tensors, as at the beginning of a run; the generator goes on."""
