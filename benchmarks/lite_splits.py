@@ -63,11 +63,11 @@ def run(
     tiny = teach.parse([*common, *clock[1], "--teacher", str(out / "lite.safetensors"), *args.tiny_flags.split()])
     teach.teach(tiny, pictures)
     device = pictures.images[0].device
-    found = {}
+    record = {}
     for model in ("lite", "tiny"):
         made = create_model(model, weights=out / f"{model}.safetensors", device=device)
-        found[model] = figures(made.to(memory_format=torch.channels_last), pictures, caches, args.bf16)
-    return {**found, "seconds": time.monotonic() - began}
+        record[model] = figures(made.to(memory_format=torch.channels_last), pictures, caches, args.bf16)
+    return {**record, "seconds": time.monotonic() - began}
 
 
 def main() -> None:
@@ -89,11 +89,11 @@ def main() -> None:
     jobs = [(f"without-{group}", 0, ["--without", group]) for group in args.without]
     jobs += [(f"split-{number}", number, ["--split", str(number)]) for number in args.splits]
     path = args.out / "figures.json"
-    found = json.loads(path.read_text()) if path.is_file() else {}
+    records = json.loads(path.read_text()) if path.is_file() else {}
     for name, split, extra in jobs:
-        if name not in found:
-            found[name] = run(args, name, extra, whole.split(split), caches)
-            atomic_write(path, f"{json.dumps(found, indent=1)}\n".encode())
+        if name not in records:
+            records[name] = run(args, name, extra, whole.split(split), caches)
+            atomic_write(path, f"{json.dumps(records, indent=1)}\n".encode())
 
 
 if __name__ == "__main__":

@@ -186,8 +186,8 @@ def main() -> None:
     biq = split(biq_photographs(args.data))[1] if (args.data / "biq2021").is_dir() else []
     if biq:
         biq_scores = score_files(margin, [photograph.path for photograph in biq])
-        found = correlations(biq_scores, np.array([photograph.mos for photograph in biq]))
-        agreement |= {f"{name}, biq2021, {len(biq)} photographs": values for name, values in found.items()}
+        agreed = correlations(biq_scores, np.array([photograph.mos for photograph in biq]))
+        agreement |= {f"{name}, biq2021, {len(biq)} photographs": values for name, values in agreed.items()}
     tid = tid_series(margin, args.data / "tid2013-6ref")
     clean = [photograph.path for photograph in split(clean_photographs(args.data))[1]][: args.photographs]
     ladders = ladder_steps(margin, clean)

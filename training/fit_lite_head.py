@@ -33,6 +33,7 @@ from .ladder_cache import read_cache
 from .ladder_draws import Drawer
 from .options import SEEDS, Parser, parse_within
 from .pictures import SETS, Pictures, read_pictures
+from .schedule import rate
 from .train_lite import Scales, agreement, ladder_loss, standardised, write_record
 
 RANGES: dict[str, tuple[float, float]] = {
@@ -68,20 +69,20 @@ def pooled(model: Lite, images: Tensor, bf16: bool) -> Tensor:
 
 def whole_pictures(model: Lite, pictures: Pictures, rows: np.ndarray, bf16: bool) -> Tensor:
     """Statistics (N, D) of whole pictures."""
-    found = [
+    parts = [
         pooled(model, pictures.images[row][None].float() / 255, bf16) for row in tqdm(rows, desc="scored pictures")
     ]
-    return torch.cat(found)
+    return torch.cat(parts)
 
 
 def ladder_statistics(model: Lite, drawer: Drawer, count: int, bf16: bool) -> tuple[Tensor, Tensor]:
     """Statistics (P, L, D) and severities (P, L) of `count` ladders."""
-    found, severity = [], []
+    statistics, severity = [], []
     for _ in tqdm(range(-(-count // TOGETHER)), desc="ladders"):
         drawn = drawer.draw(TOGETHER)
-        found.append(pooled(model, drawn.images.flatten(0, 1), bf16).unflatten(0, drawn.images.shape[:2]))
+        statistics.append(pooled(model, drawn.images.flatten(0, 1), bf16).unflatten(0, drawn.images.shape[:2]))
         severity.append(drawn.severity)
-    return torch.cat(found), torch.cat(severity)
+    return torch.cat(statistics), torch.cat(severity)
 
 
 def gather(model: Lite, pictures: Pictures, args: argparse.Namespace) -> Statistics:
@@ -106,9 +107,7 @@ def fit(model: Lite, known: Statistics, args: argparse.Namespace) -> None:
     generator = torch.Generator().manual_seed(args.seed)
     for step in tqdm(range(args.steps), desc="head"):
         for group in optimiser.param_groups:
-            group["lr"] = (
-                args.lr * min(1.0, (step + 1) / 50) * (0.01 + 0.495 * (1 + math.cos(math.pi * step / args.steps)))
-            )
+            group["lr"] = args.lr * rate(step, args.steps, last=0.01)
         kept = F.dropout(torch.ones_like(mean), args.dropout)
         losses = []
         for origin, (statistics, labels) in enumerate(zip(scored, known.labels, strict=True)):

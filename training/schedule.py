@@ -23,8 +23,22 @@ def rate(step: int, steps: int, warmup: int = 50, last: float = 0.02, restarts: 
         periods, https://arxiv.org/abs/1608.03983.
     """
     period = steps / (restarts + 1)
-    cosine = (1 + math.cos(math.pi * (step % period) / period)) / 2
-    return min(1.0, (step + 1) / warmup) * (last + (1 - last) * cosine)
+    return min(1.0, (step + 1) / warmup) * _cosine((step % period) / period, last)
+
+
+def rate_at(share: float, warmup: float, last: float = 0.01) -> float:
+    """The same for a run that ends by the clock.
+
+    Args:
+        share: of the run that is over, in [0, 1].
+        warmup: share of the run until the highest rate.
+        last: share of the rate that is left at the end.
+    """
+    return min(1.0, share / warmup + 0.02) * _cosine(share, last)
+
+
+def _cosine(share: float, last: float) -> float:
+    return last + (1 - last) * (1 + math.cos(math.pi * share)) / 2
 
 
 @torch.no_grad()

@@ -35,6 +35,7 @@ from .ladder_cache import read_cache
 from .ladder_draws import Drawer
 from .options import SEEDS, Parser, parse_within
 from .pictures import SETS, Pictures, crops, read_pictures
+from .schedule import rate_at
 from .train_lite import groups, standardised, write_record
 
 TAUGHT = (2, 3, 5)
@@ -93,9 +94,7 @@ class Lesson:
     def step(self, share: float) -> dict[str, Tensor]:
         """One optimiser step; `share` of the run is over."""
         for group in self.optimiser.param_groups:
-            group["lr"] = (
-                self.args.lr * min(1.0, share / 0.04 + 0.02) * (0.01 + 0.495 * (1 + math.cos(math.pi * share)))
-            )
+            group["lr"] = self.args.lr * rate_at(share, warmup=0.04)
         if share > self.settles[0]:
             self._settle(statistics_stay=self.settles[0] == SETTLED)
             self.settles = self.settles[1:]

@@ -35,6 +35,7 @@ from .bpclip_start import BEST, add_start, finish, start
 from .fit_bpclip import gated, standardise
 from .options import SEEDS, Parser, parse_within
 from .pictures import SETS, read_pictures
+from .schedule import rate_at
 
 DECAY = 0.998
 """Of the running average of the weights, which is the result."""
@@ -240,23 +241,23 @@ def learn(model: BPCLIP, args: argparse.Namespace, accelerator: Accelerator, dea
         now = time.monotonic()
         share = min(1.0, (now - begun) / max(1e-3, deadline - begun))
         for group in optimiser.param_groups:
-            group["lr"] = group["highest"] * min(1.0, share / group["warmup"]) * math.cos(math.pi * share / 2) ** 2
-        found = losses(reader, material, args, rng, generator)
+            group["lr"] = group["highest"] * rate_at(share, group["warmup"], last=0.0)
+        terms = losses(reader, material, args, rng, generator)
         optimiser.zero_grad(set_to_none=True)
-        accelerator.backward(sum(found.values()))
+        accelerator.backward(sum(terms.values()))
         accelerator.clip_grad_norm_(average.parameters, 2.0)
         optimiser.step()
         average.update()
         progress.update()
         if average.steps % 20 == 0:
-            progress.set_postfix({name: f"{value.item():.3f}" for name, value in found.items()}, refresh=False)
+            progress.set_postfix({name: f"{value.item():.3f}" for name, value in terms.items()}, refresh=False)
         if accelerator.is_main_process and now - saved > SAVE_EVERY:
             with average.used():
                 save_model(model, args.out / f"{args.model}.safetensors")
             saved = now
     torch._foreach_copy_([parameter.data for parameter in average.parameters], average.values)
     model.requires_grad_(False)
-    return {"steps": average.steps} | {name: round(value.item(), 4) for name, value in found.items()}
+    return {"steps": average.steps} | {name: round(value.item(), 4) for name, value in terms.items()}
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:

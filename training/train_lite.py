@@ -37,6 +37,7 @@ from .ladder_draws import Drawer, Ladders
 from .options import SEEDS, Parser, parse_within
 from .pictures import SETS, Pictures, crops, read_pictures, whole_squares
 from .pretrained import load_pretrained, pretrained_file
+from .schedule import rate_at
 
 WHOLE = 0.3
 """Share of the steps at which scored pictures are seen whole, reduced, and not in crops at their own scale."""
@@ -115,11 +116,11 @@ class Trainer:
     @torch.no_grad()
     def standardise(self) -> None:
         """Centre the head on the statistics of typical pictures: scored ones and ladders."""
-        found = []
+        statistics = []
         for _ in range(4):
-            found += [self.pooled(images) for images, _ in self.opinions()]
-            found += [self.pooled(self.drawer.draw(self.args.photos).images.flatten(0, 1)) for _ in range(4)]
-        std, mean = torch.std_mean(torch.cat(found), 0)
+            statistics += [self.pooled(images) for images, _ in self.opinions()]
+            statistics += [self.pooled(self.drawer.draw(self.args.photos).images.flatten(0, 1)) for _ in range(4)]
+        std, mean = torch.std_mean(torch.cat(statistics), 0)
         for model in (self.model, self.ema.module):
             model.pooled_mean.copy_(mean)
             model.pooled_std.copy_(std.clamp(min=LEAST_SPREAD))
@@ -137,7 +138,7 @@ class Trainer:
 
     def opinions(self) -> list[tuple[Tensor, Tensor]]:
         """Pictures (N, 3, s, s) and standardised labels (N,) of each set."""
-        size, found = self.args.crop, []
+        size, batches = self.args.crop, []
         share = self.args.scored // len(SETS)
         for rows, labels in zip(self.rows, self.labels, strict=True):
             picks = self.rng.permutation(len(rows))[:share]
@@ -145,13 +146,13 @@ class Trainer:
                 images = whole_squares(self.pictures, rows[picks], size, self.rng)
             else:
                 images = crops(self.pictures, rows[picks], size, 1.0, self.rng)
-            found.append((images, torch.from_numpy(labels[picks]).to(self.device)))
-        return found
+            batches.append((images, torch.from_numpy(labels[picks]).to(self.device)))
+        return batches
 
     def step(self, share: float) -> dict[str, float]:
         """One optimiser step; `share` of the run is over."""
         for group, highest in zip(self.optimiser.param_groups, self.highest, strict=True):
-            group["lr"] = highest * min(1.0, share / 0.05 + 0.02) * (0.01 + 0.495 * (1 + math.cos(math.pi * share)))
+            group["lr"] = highest * rate_at(share, warmup=0.05)
         scored = self.opinions()
         ladders = [self.drawer.draw(self.args.photos) for _ in range(self.args.kinds)]
         opinion = self._opinion_loss(scored)

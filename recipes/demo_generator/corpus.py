@@ -101,16 +101,16 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--patches", type=int, default=16, help="per photograph")
     parser.add_argument("--workers", type=int, default=0, help="further processes that do the work")
     args = parser.parse_args(arguments)
-    found, make = photographs(args.data), partial(patches_of, count=args.patches)
-    images = np.empty((len(found) * args.patches, 3, SIZE, SIZE), np.uint8)
+    photos, make = photographs(args.data), partial(patches_of, count=args.patches)
+    images = np.empty((len(photos) * args.patches, 3, SIZE, SIZE), np.uint8)
     kinds, values = np.empty(len(images), np.int64), np.empty((len(images), len(WORDS)), np.float32)
     order = np.random.default_rng(0).permutation(len(images)).reshape(-1, args.patches)
     with ExitStack() as stack:
-        made = map(make, enumerate(found))
+        made = map(make, enumerate(photos))
         if args.workers:
             processes = get_context("spawn").Pool(args.workers, torch.set_num_threads, (1,))
-            made = stack.enter_context(processes).imap(make, enumerate(found), chunksize=8)
-        for rows, content in zip(order, tqdm(made, desc="photographs", total=len(found)), strict=True):
+            made = stack.enter_context(processes).imap(make, enumerate(photos), chunksize=8)
+        for rows, content in zip(order, tqdm(made, desc="photographs", total=len(photos)), strict=True):
             images[rows], kinds[rows], values[rows] = content
     np.savez(args.out, images=images, kinds=kinds, attributes=values)
 

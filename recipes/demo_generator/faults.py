@@ -142,17 +142,17 @@ def build(args: argparse.Namespace) -> LadderCache:
     own = ladders(faults.encode, faults.decode)
     kinds += [ladder(f"demo_{name}", "autoencoder", *values) for name, values in own.items()]
     photographs, levels = sources(args.data), torch.arange(float(LEVELS))
-    found: dict[str, list] = {"images": [], "severity": [], "kinds": [], "groups": [], "sources": []}
+    columns: dict[str, list] = {"images": [], "severity": [], "kinds": [], "groups": [], "sources": []}
     for kind in kinds:
         each = args.each if kind.group == "sampling" else args.each // 3
         picks = [photographs[n] for n in rng.integers(0, len(photographs), each)]
         clean = np.stack([base_crop(path, soft, 128, rng) for path, soft in tqdm(picks, desc=kind.name)])
-        found["images"].append(tensor_ladders(kind, clean, device, args.batch, args.seed))
-        found["severity"] += [torch.cat([torch.zeros(1), kind.severity(levels)])] * each
-        found["kinds"] += [kind.name] * each
-        found["groups"] += [kind.group] * each
-        found["sources"] += [f"{path.parent.parent.name}/{path.name}" for path, _ in picks]
-    return LadderCache(torch.cat(found.pop("images")), torch.stack(found.pop("severity")), **found)
+        columns["images"].append(tensor_ladders(kind, clean, device, args.batch, args.seed))
+        columns["severity"] += [torch.cat([torch.zeros(1), kind.severity(levels)])] * each
+        columns["kinds"] += [kind.name] * each
+        columns["groups"] += [kind.group] * each
+        columns["sources"] += [f"{path.parent.parent.name}/{path.name}" for path, _ in picks]
+    return LadderCache(torch.cat(columns.pop("images")), torch.stack(columns.pop("severity")), **columns)
 
 
 def main(arguments: list[str] | None = None) -> None:

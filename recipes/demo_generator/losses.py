@@ -42,5 +42,5 @@ def perceptual_loss(teacher: Squeezenet, decoded: Tensor, images: Tensor) -> Ten
     That is Johnson et al. 2016 (arXiv 1603.08155) on maps of unit length, as in LPIPS (arXiv 1801.03924).
     """
     wanted = unit_length(teacher.maps(images, LAYERS))
-    found = unit_length(teacher.maps(decoded, LAYERS))
-    return sum((a - b).square().sum(1).mean() for a, b in zip(found, wanted, strict=True))
+    maps = unit_length(teacher.maps(decoded, LAYERS))
+    return sum((a - b).square().sum(1).mean() for a, b in zip(maps, wanted, strict=True))
