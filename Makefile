@@ -35,7 +35,8 @@ test-versions: ## the test suite with the lowest, a fixed and the newest version
 		echo "Versions: $$versions"; \
 		case $$versions in lowest) sed 's/>=/==/' requirements.txt ;; newest) ;; *) echo $$versions ;; esac > build/constraints.txt; \
 		rm -rf build/fresh; \
-		$(MAKE) test VENV=build/fresh PIP_FLAGS="$(PIP_FLAGS) --constraint build/constraints.txt" || failed="$$failed $$versions"; \
+		$(MAKE) setup VENV=build/fresh PIP_FLAGS="$(PIP_FLAGS) --constraint build/constraints.txt" && \
+			build/fresh/bin/python -m pip freeze --all && $(MAKE) test VENV=build/fresh || failed="$$failed $$versions"; \
 		rm -rf build/fresh; \
 	done; test -z "$$failed" || { echo "The suite fails with:$$failed" >&2; exit 1; }
 
