@@ -89,7 +89,9 @@ def on_tid(score: Score, known: Pictures) -> Record:
     orders = []
     for kind in sorted({row["distortion"] for row in known.rows}):
         rows = [row for row in known.rows if row["distortion"] == kind]
-        orders.append(-spearmanr([scores[row["image"]] for row in rows], [int(row["level"]) for row in rows]).statistic)
+        values = [scores[row["image"]] for row in rows]
+        flat_scores = len(set(values)) == 1  # of a model that has learnt no order
+        orders.append(0.0 if flat_scores else -spearmanr(values, [int(row["level"]) for row in rows]).statistic)
     fell = [step for series in steps.values() for step in flat(series)]
     return {"tid_falls": float(np.mean(fell)), "tid_order": float(np.mean(orders))}
 

@@ -274,9 +274,9 @@ def test_batches_are_bounded_and_change_nothing(run, folder, monkeypatch):
     shapes = []
     score_batch = cli_score.score_batch
     monkeypatch.setattr(cli_score, "score_batch", lambda x, m: shapes.append(tuple(x.shape)) or score_batch(x, m))
-    monkeypatch.setattr(cli_score, "BATCH_PIXELS", 2 * 128 * 154)
+    monkeypatch.setattr(cli_score, "BATCH_PIXELS", 2 * 96 * 115)
     bounded = json.loads(run("score", folder, "--recursive", "--json", *RANDOM)[1])
-    assert shapes == [(2, 3, 128, 154), (1, 3, 192, 128), (1, 3, 128, 154)]
+    assert shapes == [(2, 3, 96, 115), (1, 3, 144, 96), (1, 3, 96, 115)]
     for one, other in zip(whole, bounded, strict=True):
         assert one["score"] == pytest.approx(other["score"], abs=1e-5)
 

@@ -257,8 +257,12 @@ def test_strengths_between_the_levels_are_interpolated():
     for name in NAMES:
         values = torch.tensor(distortions.LADDERS[name][1], dtype=torch.float32)
         assert len(values) == 5
-        torch.testing.assert_close(distortions.strength(name, LEVELS), values)
-        torch.testing.assert_close(distortions.strength(name, LEVELS[:4] + 0.5), (values[1:] + values[:-1]) / 2)
+        seen: list[torch.Tensor] = []
+        ladder = (lambda images, strength, _, seen=seen: seen.append(strength) or images), values.tolist()
+        for levels in (LEVELS, LEVELS[:4] + 0.5):
+            distortions.degrade(ladder, torch.zeros(len(levels), 3, 1, 1), levels)
+        torch.testing.assert_close(seen[0], values)
+        torch.testing.assert_close(seen[1], (values[1:] + values[:-1]) / 2)
 
 
 def test_unknown_names_are_refused(picture):

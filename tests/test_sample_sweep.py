@@ -6,18 +6,16 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from tiny_pipelines import poison, prompted_pipeline, tiny_tae
 from two_processes import in_two
 
-from iqguide import cli, create_model
+from iqguide import cli, create_model, rank
 from iqguide.cli import draw as cli_draw
 from iqguide.cli import sample as cli_sample
 from iqguide.cli.sweep import share_of, verdict
 from iqguide.errors import claimed
-from iqguide.images import to_tensor
 from iqguide.models import save_model
 
 RANDOM = ["--weights", "random", "--device", "cpu"]
@@ -58,8 +56,7 @@ def test_a_judge_scores_the_files_and_their_unguided_twins(sample, tmp_path):
     assert status == 0
     judge = create_model("bpclip-mini", weights="random")
     for seed, record in records.items():
-        with torch.no_grad():
-            expected = judge(to_tensor(Image.open(tmp_path / "out" / f"{seed}.png"))).item()
+        expected = rank([tmp_path / "out" / f"{seed}.png"], judge).scores.item()
         assert record["judge"] == pytest.approx(expected, abs=1e-4)
         assert record["plain_score"] == pytest.approx(plain[seed]["score"], abs=1e-6)
         assert record["plain_judge"] == pytest.approx(plain[seed]["judge"], abs=1e-6)
