@@ -1,9 +1,12 @@
 """The options of the training commands, frozen: a new one is a decision, not an accident."""
 
 import argparse
+import importlib
+import re
 
 import pytest
 
+from iqguide.cli.main import build_parser
 from iqguide.training import distill, fit_bpclip, fit_tiny_head, options, run_settings
 from iqguide.training.config import FinetuneConfig, parse_config
 from iqguide.training.prompt_data import PromptConfig
@@ -26,6 +29,30 @@ OPTIONS = {
 }
 
 
+MODULES = {
+    "teach": """bf16 caches crop data kinds lr out photos rungs save-every scored scored-crop seconds seed split
+        steps teacher unlabelled without""".split(),
+    "train_lite": """bf16 caches crop data dropout ema init kinds ladder-crop ladder-weight level-weight lr out photos
+        rungs save-every scored seconds seed split steps trunk-lr without""".split(),
+    "train_bpclip": """backbone-lr crop data init kinds levels lr minutes model out photographs scored scored-crop seed
+        sizes slope taef2 text trunk weight-decay""".split(),
+    "fit_lite_head": """batch bf16 caches data decay dropout init ladder-crop ladder-weight ladders level-weight lr out
+        rungs scored seed split steps way""".split(),
+    "ladder_cache": "batch count crop data device out seed taef2 workers".split(),
+}
+COMMANDS = {
+    "demo": "best-of device model out prompt seeds steps weights".split(),
+    "score": "csv device explain explain-to json model overwrite recursive reference size weights".split(),
+    "rank": "copy-to device json model recursive reference size top weights".split(),
+    "sample": """batch-size best-of decoder device dtype guidance-scale guide halving judge judge-weights model
+        negative-prompt out overwrite pipeline resume seeds size steps weights""".split(),
+    "evaluate": """bootstrap csv dataset device group-alike json logistic lower-is-better model overwrite plot root
+        scale size split weights""".split(),
+    "models": "json".split(),
+    "env": "".split(),
+}
+
+
 def flags_of(kind):
     parser = argparse.ArgumentParser()
     options.add_flags(parser, kind)
@@ -38,6 +65,21 @@ def test_the_options_are_these(kind):
     flags = {flag for flag in flags_of(kind) if not flag.startswith("--no-")}
     assert flags - former == {f"--{name}" for name in OPTIONS[kind]}
     assert former <= flags
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_the_flags_of_a_module_are_these(name, capsys):
+    with pytest.raises(SystemExit):
+        importlib.import_module(f"iqguide.training.{name}").main(["--help"])
+    described = capsys.readouterr().out.partition("options:")[2]
+    flags = re.findall(r"^\s+--([a-z][a-z0-9-]*)", described, re.MULTILINE)
+    assert sorted(flags) == MODULES[name]
+
+
+def test_the_flags_of_the_command_line_are_these():
+    (commands,) = (action for action in build_parser()._actions if isinstance(action.choices, dict))
+    flags = {name: sorted(set(sub._option_string_actions) - {"-h", "--help"}) for name, sub in commands.choices.items()}
+    assert flags == {name: [f"--{flag}" for flag in known] for name, known in COMMANDS.items()}
 
 
 def test_a_resumable_run_is_started_in_two_more_ways():
