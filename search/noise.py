@@ -233,7 +233,7 @@ def _norm_gradient(noise: Tensor) -> Tensor:
 def _generator_beside(seed: int) -> torch.Generator:
     """A generator whose numbers have nothing to do with those of the seed itself."""
     return torch.Generator("cpu").manual_seed(
-        int(np.random.SeedSequence(seed % 2**64).generate_state(1, np.uint64)[0] >> 1)
+        int(np.random.SeedSequence(seed % 2**64).generate_state(1, np.uint64)[0]) >> 1
     )
 
 

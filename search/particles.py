@@ -46,7 +46,7 @@ class Particles:
         self._potentials = torch.zeros_like(self.log_weights)  # sum of all log potentials of a particle so far
         self._highest = torch.full_like(self.log_weights, -math.inf)  # margin so far
         entropy = np.random.SeedSequence([seed % 2**64 for seed in seeds]).generate_state(1, np.uint64)[0]
-        self._generator = torch.Generator().manual_seed(int(entropy >> 1))
+        self._generator = torch.Generator().manual_seed(int(entropy) >> 1)
 
     def __len__(self) -> int:
         return len(self.seeds)

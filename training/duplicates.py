@@ -73,7 +73,7 @@ def _groups(thumbnails: Iterable[np.ndarray]) -> np.ndarray:
     stack = np.array(list(thumbnails)).reshape(-1, SIDE * SIDE)
     if not len(stack):
         return np.empty(0, dtype=int)
-    pairs = alike_pairs(stack)
-    links = coo_array((np.ones(len(pairs)), (pairs[:, 0], pairs[:, 1])), shape=(len(stack), len(stack)))
+    rows, columns = alike_pairs(stack).T.astype(np.int32)  # older scipy takes no larger indices here
+    links = coo_array((np.ones(len(rows)), (rows, columns)), shape=(len(stack), len(stack)))
     label = connected_components(links, directed=False)[1]
     return np.unique(label, return_index=True)[1][label]
