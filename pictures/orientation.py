@@ -21,7 +21,7 @@ def orientation_of(image: Image.Image) -> int:
         return UPRIGHT
     orientation = exif_orientation(_bytes(image.info.get("exif"))) or exif_orientation(_raw_profile(image))
     if orientation is None:
-        match = XMP.search(_bytes(image.info.get("xmp") or image.info.get("XML:com.adobe.xmp")))
+        match = XMP.search(_bytes(image.info.get("xmp") or image.info.get("XML:com.adobe.xmp")) or _xmp_of_jpeg(image))
         orientation = int(match[1]) if match else UPRIGHT
     return orientation
 
@@ -51,6 +51,12 @@ def keep_orientation_alone(image: Image.Image) -> None:
     exif = image.getexif()
     for tag in [tag for tag in exif if tag != ORIENTATION]:
         del exif[tag]
+
+
+def _xmp_of_jpeg(image: Image.Image) -> bytes:
+    """XMP among the segments of a JPEG, which older versions of Pillow do not put into `info`."""
+    segments = [body for name, body in getattr(image, "applist", ()) if name == "APP1"]
+    return next((body for body in segments if body.startswith(b"http://ns.adobe.com/xap/1.0/\0")), b"")
 
 
 def _raw_profile(image: Image.Image) -> bytes:

@@ -14,6 +14,7 @@ import numpy as np
 from PIL import Image, ImageCms
 
 LATTICE = range(0, 256, 51)
+NOOPTIMIZE, BLACKPOINTCOMPENSATION = 0x0100, 0x2000  # of LittleCMS; Pillow has names for them from 10.3 on
 
 
 @functools.lru_cache(maxsize=16)
@@ -31,7 +32,7 @@ def to_srgb(profile: bytes, mode: str) -> ImageCms.ImageCmsTransform | None:
 @functools.lru_cache(maxsize=16)
 def grey_curve(profile: bytes) -> np.ndarray | None:
     """The sRGB value (256,) in [0, 1] of each grey level of this profile; None for none."""
-    transform = _transform(profile, "GRAY", "L", "RGB", ImageCms.Flags.NOOPTIMIZE)  # its tables are coarse in the dark
+    transform = _transform(profile, "GRAY", "L", "RGB", NOOPTIMIZE)  # its tables are coarse in the dark
     ramp = Image.frombytes("L", (256, 1), bytes(range(256)))
     if transform is None:
         return None
@@ -44,7 +45,7 @@ def _transform(profile: bytes, space: str, mode: str, target: str, flags: int = 
         source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
         if source.profile.xcolor_space.ljust(4) != space:
             return None
-        intent, flags = ImageCms.Intent.RELATIVE_COLORIMETRIC, flags | ImageCms.Flags.BLACKPOINTCOMPENSATION
+        intent, flags = ImageCms.Intent.RELATIVE_COLORIMETRIC, flags | BLACKPOINTCOMPENSATION
         return ImageCms.buildTransform(source, ImageCms.createProfile("sRGB"), mode, target, intent, flags)
     except (ImageCms.PyCMSError, OSError):  # no profile that can be used
         return None

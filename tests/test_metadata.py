@@ -67,6 +67,8 @@ def test_a_picture_stands_upright_wherever_it_is_said(tmp_path, pixels, orientat
     elif where == "WebP":
         path.write_bytes(encoded(pixels, "WEBP", lossless=True, exif=block))
     elif where == "AVIF":
+        if ".avif" not in Image.registered_extensions():
+            pytest.skip("this Pillow has no AVIF")
         path.write_bytes(encoded(pixels, "AVIF", quality=100, subsampling="4:4:4", exif=block))
     else:
         segment = (0xE1, block if where == "JPEG" else b"http://ns.adobe.com/xap/1.0/\0" + xmp)
